@@ -1,0 +1,199 @@
+"""Grids of noise levels: which levels a sampler visits. Conventions live here, algorithms in the samplers.
+
+A level is (time, alpha, sigma): the network is told `time` and sees x = alpha x_0 + sigma eps. A grid runs from the
+noisiest level to the last; the level a step goes to is always the next level of the grid. The last one is where
+sampling ends and is never shown to the network: the clean level (alpha 1, sigma 0) unless `last` says otherwise.
+
+"T // N" below is Python's floor division; the references disagree about uniform grids, so each has a name.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+
+from ddpm_jax.names import unknown
+from ddpm_jax.schedules import Schedule
+
+LastLevel = Literal["clean", "first"]
+
+
+class Level(NamedTuple):
+    """x = alpha x_0 + sigma eps; float64."""
+
+    time: float
+    alpha: float
+    sigma: float
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Levels from noisy to clean. N steps have N + 1 levels."""
+
+    levels: tuple[Level, ...]
+
+    def __post_init__(self):
+        if len(self.levels) < 2:
+            raise ValueError(f"a grid needs at least 2 levels, got {len(self.levels)}")
+        for s, t in self.steps():
+            if not t.sigma * s.alpha < s.sigma * t.alpha:
+                raise ValueError(
+                    f"noise must decrease strictly along a grid, got sigma/alpha {_ratio(s):.6g} at time {s.time:g} "
+                    f"followed by {_ratio(t):.6g} at time {t.time:g}"
+                )
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.levels) - 1
+
+    def steps(self) -> list[tuple[Level, Level]]:
+        """(level now, level next), one pair a step."""
+        return list(zip(self.levels[:-1], self.levels[1:], strict=True))
+
+
+def _ratio(level: Level) -> float:
+    return level.sigma / level.alpha if level.alpha else np.inf
+
+
+def from_timesteps(schedule: Schedule, timesteps: Sequence[int] | np.ndarray, *, last: LastLevel = "clean") -> Grid:
+    """The levels of these entries of the schedule, in the order given, then the last level.
+
+    Args:
+      schedule: Schedule of length T.
+      timesteps: [N] strictly decreasing integers in [0, T).
+      last: "clean" ends at alpha = 1, sigma = 0 (OpenAI, DDIM; diffusers' set_alpha_to_one=True). "first" ends at the
+        level of t = 0, as LDM and Stable Diffusion do (set_alpha_to_one=False); timesteps must then end above 0.
+
+    Raises:
+      ValueError: timesteps empty, not integers, outside [0, T), or not decreasing; unknown `last`.
+    """
+    steps = np.asarray(timesteps)
+    if steps.ndim != 1 or steps.size == 0 or steps.dtype.kind not in "iu":
+        raise ValueError(f"timesteps must be a non-empty list of integers, got {timesteps!r}")
+    if steps.min() < 0 or steps.max() >= schedule.num_timesteps:
+        bad = steps.min() if steps.min() < 0 else steps.max()
+        raise ValueError(f"timesteps must lie in [0, {schedule.num_timesteps}), got {bad}")
+    if (np.diff(steps) >= 0).any():
+        bad = int(np.argmax(np.diff(steps) >= 0))
+        raise ValueError(f"timesteps must decrease strictly, got {steps[bad]} followed by {steps[bad + 1]}")
+    if last not in get_args(LastLevel):
+        raise unknown("last level", last, get_args(LastLevel))
+    if last == "first" and steps[-1] == 0:
+        raise ValueError("last='first' ends at the level of t = 0, so the last timestep must be above 0, got 0")
+
+    alphas = np.sqrt(schedule.alphas_cumprod_float64)
+    sigmas = np.sqrt(schedule.one_minus_alphas_cumprod_float64)
+    times = np.asarray(schedule.timesteps)
+    levels = [Level(float(times[i]), float(alphas[i]), float(sigmas[i])) for i in steps]
+    end = Level(0.0, 1.0, 0.0) if last == "clean" else Level(float(times[0]), float(alphas[0]), float(sigmas[0]))
+    return Grid((*levels, end))
+
+
+def _checked_steps(schedule: Schedule, num_steps: int) -> int:
+    if not isinstance(num_steps, int | np.integer) or not 1 <= num_steps <= schedule.num_timesteps:
+        raise ValueError(f"num_steps must be a whole number in [1, {schedule.num_timesteps}], got {num_steps!r}")
+    return int(num_steps)
+
+
+def leading(schedule: Schedule, num_steps: int, *, offset: int = 0, last: LastLevel = "clean") -> Grid:
+    """t = k (T // N) + offset for k = N-1 .. 0.
+
+    Source: diffusers' timestep_spacing "leading" with steps_offset, in its DDPM, DDIM, PNDM and Euler classes.
+    """
+    stride = schedule.num_timesteps // _checked_steps(schedule, num_steps)
+    return from_timesteps(schedule, np.arange(num_steps)[::-1] * stride + offset, last=last)
+
+
+def trailing(schedule: Schedule, num_steps: int, *, last: LastLevel = "clean") -> Grid:
+    """t = round(T - k T / N) - 1 for k = 0 .. N-1: starts at T - 1.
+
+    Source: diffusers' timestep_spacing "trailing"; Lin et al. 2023 (arXiv:2305.08891), table 2.
+    """
+    length = schedule.num_timesteps
+    stride = length / _checked_steps(schedule, num_steps)
+    return from_timesteps(schedule, np.round(np.arange(length, 0, -stride)[:num_steps]).astype(int) - 1, last=last)
+
+
+def linspace(schedule: Schedule, num_steps: int, *, last: LastLevel = "clean") -> Grid:
+    """t = round(linspace(0, T-1, N)), reversed: both ends.
+
+    Source: diffusers' timestep_spacing "linspace", in its DDPM, DDIM and PNDM classes.
+    """
+    steps = np.round(np.linspace(0, schedule.num_timesteps - 1, _checked_steps(schedule, num_steps))).astype(int)
+    return from_timesteps(schedule, steps[::-1], last=last)
+
+
+def uniform(schedule: Schedule, num_steps: int, *, last: LastLevel = "clean") -> Grid:
+    """t in range(0, T, T // N), reversed. Where N does not divide T this has more than N steps (T = 1000, N = 7: 8).
+
+    Source: Song et al. 2021 (arXiv:2010.02502), appendix D.3 "linear"; their code's skip_type "uniform".
+    """
+    stride = schedule.num_timesteps // _checked_steps(schedule, num_steps)
+    return from_timesteps(schedule, np.arange(0, schedule.num_timesteps, stride)[::-1], last=last)
+
+
+def quad(schedule: Schedule, num_steps: int, *, last: LastLevel = "clean") -> Grid:
+    """t = int(linspace(0, sqrt(0.8 T), N)^2), reversed: starts at 0.8 T.
+
+    Squares that round to the same integer are visited once: the reference's step from a level to itself is a call of
+    the network that changes nothing. T = 1000, N = 50 has 49 steps.
+
+    Source: Song et al. 2021 (arXiv:2010.02502), appendix D.3 "quadratic"; their code's skip_type "quad".
+    """
+    root = np.linspace(0, np.sqrt(0.8 * schedule.num_timesteps), _checked_steps(schedule, num_steps))
+    return from_timesteps(schedule, np.unique((root**2).astype(int))[::-1], last=last)
+
+
+def sections(schedule: Schedule, spacing: int | str | Sequence[int], *, last: LastLevel = "clean") -> Grid:
+    """Timesteps of `section_timesteps`, from noisy to clean.
+
+    Source: Nichol & Dhariwal 2021 (arXiv:2102.09672), section 4 and code ("timestep_respacing").
+    """
+    return from_timesteps(schedule, section_timesteps(schedule.num_timesteps, spacing)[::-1], last=last)
+
+
+def section_timesteps(num_timesteps: int, spacing: int | str | Sequence[int]) -> np.ndarray:
+    """T is cut into equal sections; section i gets spacing[i] evenly spread timesteps, both its ends included.
+
+    Source: Nichol & Dhariwal 2021 (arXiv:2102.09672), code ("timestep_respacing").
+
+    Args:
+      num_timesteps: T.
+      spacing: steps per section: 50, [10, 15, 20], or those as text ("50", "10,15,20"); or "ddimN": range(0, T, stride)
+        with the whole stride that gives exactly N steps.
+
+    Returns:
+      [N] int64, increasing.
+
+    Raises:
+      ValueError: text that is neither; more steps than a section has; no whole stride for "ddimN".
+    """
+    if isinstance(spacing, str):
+        if spacing.startswith("ddim") and spacing[4:].isdigit():
+            return _ddim_stride(num_timesteps, int(spacing[4:]))
+        if not all(part.strip().isdigit() for part in spacing.split(",")):
+            raise ValueError(f"spacing must be like '50', '10,15,20' or 'ddim50', got {spacing!r}")
+        spacing = [int(part) for part in spacing.split(",")]
+    counts = [spacing] if isinstance(spacing, int) else list(spacing)
+    size, extra = divmod(num_timesteps, len(counts))
+    steps, start = [], 0
+    for i, count in enumerate(counts):
+        length = size + (i < extra)
+        if not 0 <= count <= length:
+            raise ValueError(f"a section of {length} timesteps can give 0 to {length} steps, got {count}")
+        stride = (length - 1) / (count - 1) if count > 1 else 1.0
+        # Summed, not multiplied, as the reference does: the rounding of x.5 depends on it.
+        position = 0.0
+        for _ in range(count):
+            steps.append(start + round(position))
+            position += stride
+        start += length
+    return np.asarray(steps)
+
+
+def _ddim_stride(num_timesteps: int, num_steps: int) -> np.ndarray:
+    for stride in range(1, num_timesteps):
+        if len(range(0, num_timesteps, stride)) == num_steps:
+            return np.arange(0, num_timesteps, stride)
+    raise ValueError(f"no whole stride takes {num_steps} of {num_timesteps} timesteps ('ddim{num_steps}')")

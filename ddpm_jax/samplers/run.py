@@ -1,0 +1,90 @@
+"""The one loop that runs every sampler.
+
+Randomness: sample i (a global index) has the key fold_in(key, i); its noise at row k comes from fold_in(that, k) and
+its starting point from fold_in(that, 2^32 - 1). So sample i is the same in any batch and on any number of devices.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax.samplers.denoise import Denoise
+from ddpm_jax.samplers.table import Row, Table
+
+START = np.uint32(2**32 - 1)  # the "row" at which x_T is drawn
+
+
+class _Noise(NamedTuple):
+    keys: jax.Array  # one per sample
+
+    def __call__(self, k: jax.Array | np.uint32, like: jax.Array) -> jax.Array:
+        draw = lambda key: jax.random.normal(jax.random.fold_in(key, k), like.shape[1:], like.dtype)
+        return jax.vmap(draw)(self.keys)
+
+
+def step(denoise: Denoise, row: Row, registers: tuple[jax.Array, ...], z: jax.Array) -> tuple[jax.Array, ...]:
+    """registers <- row.update @ [registers, x_0, eps, z], all at once, with (x_0, eps) = denoise(registers[0])."""
+    x_0, eps = denoise(registers[0], row)
+    basis = (*registers, x_0, eps, z)
+    # Multiply-adds rather than a matrix product, which accelerators would round to TF32 or bf16.
+    return tuple(sum(weights[j] * image for j, image in enumerate(basis)) for weights in row.update)
+
+
+def sample(
+    denoise: Denoise,
+    table: Table,
+    key: jax.Array | None,
+    shape: tuple[int, ...],
+    *,
+    x_T: jax.Array | None = None,
+    noise: jax.Array | None = None,
+    first_index: int | jax.Array = 0,
+) -> jax.Array:
+    """x_0 [B, ...]: the table run from x_T ~ N(0, I) with one lax.scan. Traceable; jit it.
+
+    Args:
+      denoise: from `denoiser`.
+      table: from a sampler such as `ddim`.
+      key: of the whole set of samples; may be None where x_T and noise are given.
+      shape: [B, ...] of the result.
+      x_T: [B, ...] standard normal start instead of a drawn one; scaled inside, by table.init.
+      noise: [N, B, ...] standard normal z of every row instead of drawn ones.
+      first_index: the global index of the first sample of this batch.
+
+    Returns:
+      Like x_T, else float32.
+
+    Raises:
+      ValueError: x_T or noise of another shape; no key where something must be drawn.
+    """
+    if (x_T is None or noise is None) and key is None:
+        raise ValueError("key must not be None unless both x_T and noise are given")
+    for name, array, expected in (("x_T", x_T, shape), ("noise", noise, (table.num_calls, *shape))):
+        if array is not None and array.shape != tuple(expected):
+            raise ValueError(f"{name} must have shape {tuple(expected)}, got {array.shape}")
+
+    dtype = jnp.float32 if x_T is None else x_T.dtype
+    like = jax.ShapeDtypeStruct(shape, dtype)
+    if key is not None:
+        indices = jnp.asarray(first_index, jnp.uint32) + jnp.arange(shape[0], dtype=jnp.uint32)
+        draw = _Noise(jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices))
+    table = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), table)
+    start = table.init * (draw(START, like) if x_T is None else x_T)
+
+    def z_of(k: jax.Array, row: Row) -> jax.Array:
+        if noise is not None:
+            return jax.lax.dynamic_index_in_dim(noise, k, keepdims=False).astype(dtype)
+        # Drawing costs more than the update of a small image: skip it where nothing uses it.
+        return jax.lax.cond(jnp.any(row.update[:, -1] != 0), lambda: draw(k, like), lambda: jnp.zeros(shape, dtype))
+
+    @jax.checkpoint  # so that a gradient through the scan stores one state per row, not the network's activations
+    def body(registers: tuple[jax.Array, ...], inputs: tuple[jax.Array, Row]) -> tuple[tuple[jax.Array, ...], None]:
+        k, row = inputs
+        return step(denoise, row, registers, z_of(k, row)), None
+
+    zeros = jnp.zeros(shape, dtype)
+    registers = (start, *(zeros for _ in range(table.rows.update.shape[1] - 1)))
+    rows = jnp.arange(table.num_calls, dtype=jnp.uint32), table.rows
+    return jax.lax.scan(body, registers, rows)[0][0]

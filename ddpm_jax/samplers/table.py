@@ -1,0 +1,121 @@
+"""A sampler is a table: rows of numbers that say what to do with each answer of the network.
+
+All right-hand sides of a row use the *old* registers: one row is one simultaneous assignment.
+
+The state of a run is a few image-shaped registers. A row is one network call at X followed by
+
+    registers <- update @ [registers, x_0, eps, z],      z ~ N(0, I)
+
+where (x_0, eps) is what the denoiser says at X, with X = alpha x_0 + sigma eps at the row's noise level. A sampler is
+a generator of such rows. It writes them with the unit vectors below, so that NumPy arithmetic is the notation:
+
+    row(s, X=t.alpha * X0 + t.sigma * EPS)         # X becomes alpha_t x_0 + sigma_t eps; other registers stay
+
+The numbers are float64 until they meet an image.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, ParamSpec
+
+import numpy as np
+
+from ddpm_jax.names import unknown
+from ddpm_jax.samplers.grids import Level
+
+REGISTERS = ("X", "SAVED", "ACC", "M1", "M2", "M3")  # X is always the next point to call the network at
+X, SAVED, ACC, M1, M2, M3, X0, EPS, Z = np.eye(len(REGISTERS) + 3)
+
+
+class Row(NamedTuple):
+    """One network call at X = alpha x_0 + sigma eps, and what becomes of the registers."""
+
+    time: Any  # what the network is told
+    alpha: Any
+    sigma: Any
+    update: Any  # [R, R + 3]
+
+
+class Table(NamedTuple):
+    """N rows stacked along a leading axis; X starts as init times standard normal, the other registers as 0."""
+
+    rows: Row
+    init: Any
+
+    @property
+    def num_calls(self) -> int:
+        """How often the network is called."""
+        return len(self.rows.time)
+
+
+def row(level: Level, **assignments: np.ndarray) -> Row:
+    """The row that calls the network at `level` and assigns combinations of the unit vectors to registers.
+
+    Raises:
+      ValueError: unknown register.
+    """
+    update = np.eye(len(REGISTERS), len(REGISTERS) + 3)
+    for name, combination in assignments.items():
+        if name not in REGISTERS:
+            raise unknown("register", name, REGISTERS)
+        update[REGISTERS.index(name)] = combination
+    return Row(level.time, level.alpha, level.sigma, update)
+
+
+P = ParamSpec("P")
+
+
+def sampler(generator: Callable[P, Iterator[Row]]) -> Callable[P, Table]:
+    """A generator of rows becomes a function that returns the Table in normal form, no larger than it needs to be."""
+
+    @functools.wraps(generator)
+    def build(*args: P.args, **kwargs: P.kwargs) -> Table:
+        rows = [np.stack(column) for column in zip(*generator(*args, **kwargs), strict=True)]
+        time, alpha, sigma, update = (np.asarray(column, np.float64) for column in rows)
+        init = np.hypot(alpha[0], sigma[0])  # 1 for a variance-preserving process
+        return compact(eliminate_x(Table(Row(time, alpha, sigma, update), init)))
+
+    return build
+
+
+def eliminate_x(table: Table) -> Table:
+    """X = alpha x_0 + sigma eps at every row, so no update needs X.
+
+    Done in float64, this also removes cancelling terms: samplers written in (X, EPS) lose digits at tiny alpha, where
+    X / alpha and eps sigma / alpha are both of size 1e3 to 1e4.
+    """
+    rows = table.rows
+    update = rows.update.copy()
+    update[:, :, -3] += update[:, :, 0] * rows.alpha[:, None]
+    update[:, :, -2] += update[:, :, 0] * rows.sigma[:, None]
+    update[:, :, 0] = 0
+    return table._replace(rows=rows._replace(update=update))
+
+
+def compact(table: Table) -> Table:
+    """Without the registers that no row reads: memory for images is what a register costs."""
+    update = table.rows.update
+    size = update.shape[1]
+    read = update[:, :, :size] - np.eye(size)  # a register that only keeps its own value is not read
+    used = [0] + [r for r in range(1, size) if np.delete(read, r, axis=1)[:, :, r].any()]
+    columns = [*used, size, size + 1, size + 2]
+    return table._replace(rows=table.rows._replace(update=update[:, used][:, :, columns]))
+
+
+def show(table: Table) -> str:
+    """The table as assignments, a line a row: what makes a dense matrix readable.
+
+    Registers other than X are R1, R2, ...; a register that keeps its value is not mentioned.
+    """
+    size = table.rows.update.shape[1]
+    registers = ["X", *(f"R{i}" for i in range(1, size))]
+    names = [*registers, "X0", "EPS", "Z"]
+    lines = [f"X <- {table.init:.5g} Z"]
+    for time, alpha, sigma, update in zip(*(np.asarray(leaf) for leaf in table.rows), strict=True):
+        assignments = []
+        for i, name in enumerate(registers):
+            if not np.array_equal(update[i], np.eye(1, size + 3, i)[0]):
+                terms = [f"{w:+.4g} {names[j]}" for j, w in enumerate(update[i]) if w != 0]
+                assignments.append(f"{name} <- {' '.join(terms) or '0'}")
+        lines.append(f"t={time:8.3f} alpha={alpha:.5f} sigma={sigma:.5f}   {'; '.join(assignments)}")
+    return "\n".join(lines)

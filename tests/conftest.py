@@ -1,0 +1,39 @@
+"""Shared test setup: strict promotion, several CPU devices, golden files."""
+
+import os
+
+# Tests of the sharded step need several devices; the flag must be set before JAX starts.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+
+from pathlib import Path
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture
+def x64():
+    """Run one test in float64."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def highest():
+    """float32 matrix products and convolutions without TF32 or bf16 shortcuts."""
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
+@pytest.fixture(scope="session")
+def shared_golden():
+    """Golden files too large for the repository; a test that needs them skips where they are absent."""
+    path = HERE.parent.parent / "shared" / "golden"
+    if not path.is_dir():
+        pytest.skip(f"golden networks are not at {path}")
+    return path

@@ -1,0 +1,82 @@
+"""Golden files, exact denoisers, and the error measure shared by the tests."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax.samplers.run import step
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def golden(name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Arrays and meta of tests/golden/<name>.npz."""
+    with np.load(GOLDEN / f"{name}.npz", allow_pickle=False) as file:
+        arrays = {key: file[key] for key in file.files if key != "meta"}
+        return arrays, json.loads(str(file["meta"]))
+
+
+def relative(actual, expected) -> float:
+    """max |actual - expected| / max |expected|."""
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    assert actual.shape == expected.shape, (actual.shape, expected.shape)
+    assert np.isfinite(actual).all()
+    return float(np.abs(actual - expected).max() / np.abs(expected).max())
+
+
+def mixture_model(arrays, output="eps", time_scale=1.0):
+    """The exact eps, x_0 or v of a Gaussian mixture: the model the golden loops were run with (golden/README.md)."""
+    mu, s, w = (jnp.asarray(arrays[f"gmm_{name}"], float) for name in ("mu", "s", "w"))
+    table = jnp.asarray(arrays["model_alphas_cumprod"], float)
+    size = mu[0].size
+    mu = mu.reshape(1, len(w), size)
+
+    def model_fn(x, t):
+        shape, dtype = x.shape, x.dtype
+        position = jnp.clip(t.astype(float) * time_scale, 0, table.size - 1)
+        abar = jnp.interp(position, jnp.arange(table.size, dtype=float), table).reshape(-1, 1)
+        flat = x.astype(float).reshape(shape[0], 1, size)
+        v = abar * s.reshape(1, -1) ** 2 + 1 - abar  # [B, K]
+        root = jnp.sqrt(abar)[:, :, None]
+        residual = flat - root * mu
+        log_r = jnp.log(w).reshape(1, -1) - size / 2 * jnp.log(v) - (residual**2).sum(-1) / (2 * v)
+        r = jax.nn.softmax(log_r, axis=-1)[:, :, None]
+        eps = jnp.sqrt(1 - abar) * (r * residual / v[:, :, None]).sum(1)
+        shrink = (jnp.sqrt(abar) * s.reshape(1, -1) ** 2 / v)[:, :, None]
+        x_0 = (r * (mu + shrink * residual)).sum(1)
+        velocity = jnp.sqrt(abar) * eps - jnp.sqrt(1 - abar) * x_0
+        return {"eps": eps, "x_0": x_0, "v": velocity}[output].reshape(shape).astype(dtype)
+
+    return model_fn
+
+
+def gaussian_model(schedule, mean, variance, output="eps"):
+    """The exact eps or x_0 for data ~ N(mean, variance I) at integer times of the schedule."""
+    alphas = jnp.asarray(np.sqrt(schedule.alphas_cumprod_float64), float)
+    betas = jnp.asarray(schedule.one_minus_alphas_cumprod_float64, float)
+
+    def model_fn(x, t):
+        index = jnp.searchsorted(schedule.timesteps.astype(float), t.astype(float)).astype(jnp.int32)
+        keep = (-1,) + (1,) * (x.ndim - 1)
+        alpha, beta = alphas[index].reshape(keep).astype(x.dtype), betas[index].reshape(keep).astype(x.dtype)
+        score = -(x - alpha * mean) / (alpha**2 * variance + beta)
+        eps = -jnp.sqrt(beta) * score
+        return {"eps": eps, "x_0": mean + alpha * variance / (alpha**2 * variance + beta) * (x - alpha * mean)}[output]
+
+    return model_fn
+
+
+def trace(denoise, table, x_T, noise) -> np.ndarray:
+    """X after every row, [N, B, ...]: the loop of samplers.run unrolled in Python, one compiled step."""
+    one = jax.jit(lambda row, registers, z: step(denoise, row, registers, z))
+    table = jax.tree.map(lambda leaf: jnp.asarray(leaf, x_T.dtype), table)
+    registers = (table.init * x_T, *[jnp.zeros_like(x_T)] * (table.rows.update.shape[1] - 1))
+    result = []
+    for k in range(table.num_calls):
+        registers = one(jax.tree.map(lambda leaf, k=k: leaf[k], table.rows), registers, noise[k])
+        result.append(registers[0])
+    return np.stack(result)

@@ -1,0 +1,191 @@
+import doctest
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddpm_jax import process, schedules
+from tests.helpers import golden, relative
+
+SCHEDULES = {"linear": schedules.linear_rescaled, "cosine": schedules.cosine}
+RNG = np.random.RandomState(0)
+S = schedules.linear(300)
+X_0, EPS, Z = (jnp.asarray(RNG.randn(6, 4, 4, 3), jnp.float32) for _ in range(3))
+T = jnp.array([0, 1, 17, 150, 298, 299])
+X_T = process.q_sample(S, X_0, T, EPS)
+
+
+# ------------------------------------------------------------------------------------------------------- identities
+
+
+def test_one_step_kernels_compose_to_q_sample(x64):
+    # x_t = sqrt(alpha_t) x_{t-1} + sqrt(beta_t) z_t: with z_t all 0 the mean, with x_0 = 0 the variance, for every t.
+    x, variance = 1.0, 0.0
+    ones, zeros, t = jnp.ones((300, 1)), jnp.zeros((300, 1)), jnp.arange(300)
+    mean = process.q_sample(S, ones, t, zeros)[:, 0]
+    std = process.q_sample(S, zeros, t, ones)[:, 0]
+    for k, beta in enumerate(S.betas_float64):
+        x, variance = np.sqrt(1 - beta) * x, (1 - beta) * variance + beta
+        assert mean[k] == pytest.approx(x, rel=1e-6) and std[k] ** 2 == pytest.approx(variance, rel=1e-6)
+
+
+@pytest.mark.parametrize("prediction", ["eps", "x_0", "v", "x_prev"])
+def test_predict_inverts_q_sample(prediction, x64):
+    x_0, eps = X_0.astype(float), EPS.astype(float)
+    x_t = process.q_sample(S, x_0, T, eps)
+    output = {
+        "eps": eps,
+        "x_0": x_0,
+        "v": process.velocity(S, x_0, eps, T),
+        "x_prev": process.q_posterior(S, x_0, x_t, T).mean,
+    }[prediction]
+    found = process.predict(S, x_t, T, output, prediction=prediction)
+    # The tables are float32. x_prev divides by coef1, x_0 from eps by alpha: their condition numbers are below 1e3.
+    assert relative(found.x_0, x_0) < 1e-4
+    assert relative(found.eps, eps) < 1e-4
+
+
+def test_p_step_is_the_posterior_at_the_predicted_x_0():
+    output = jnp.asarray(RNG.randn(*X_T.shape), jnp.float32)
+    x_0 = jnp.clip(process.predict(S, X_T, T, output).x_0, -1, 1)
+    mean, variance, log_variance = process.q_posterior(S, x_0, X_T, T)
+    p = process.p_mean_variance(S, X_T, T, output, variance="fixed_small")
+    np.testing.assert_array_equal(p.pred_x_0, x_0)
+    np.testing.assert_allclose(p.mean, mean, rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(p.variance, variance)
+    step = process.p_step(S, X_T, T, output, Z, variance="fixed_small")
+    np.testing.assert_allclose(step, mean + np.sqrt(variance) * Z, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(step[0], p.mean[0])  # no noise at t = 0, although log_variance is finite there
+    assert np.isfinite(log_variance).all()
+
+
+def test_unclipped_mean_is_the_papers_algorithm_2():
+    # (x_t - beta_t / sqrt(1 - ac_t) eps) / sqrt(alpha_t)
+    beta, ac = S.betas_float64[T], S.alphas_cumprod_float64[T]
+    column = lambda a: np.asarray(a).reshape(-1, 1, 1, 1)
+    expected = (np.asarray(X_T) - column(beta / np.sqrt(1 - ac)) * np.asarray(EPS)) / column(np.sqrt(1 - beta))
+    p = process.p_mean_variance(S, X_T, T, EPS, clip=None)
+    assert relative(p.mean, expected) < 1e-6
+    np.testing.assert_allclose(p.variance[1:, 0, 0, 0], beta[1:], rtol=1e-6)  # fixed_large
+    np.testing.assert_allclose(p.variance[0], S.posterior_variance[1], rtol=1e-6)
+    np.testing.assert_allclose(p.log_variance, np.log(p.variance), rtol=1e-6)
+
+
+def test_clip_is_a_range():
+    for clip in (0.5, 2.0):
+        p = process.p_mean_variance(S, X_T, T, 3 * EPS, clip=clip)
+        assert np.abs(p.pred_x_0).max() == clip
+
+
+def test_jit_vmap_grad_and_keywords():
+    loss = lambda x: process.q_sample(S, x_0=x, t=T, eps=EPS).sum()
+    np.testing.assert_allclose(jax.grad(loss)(X_0)[:, 0, 0, 0], S.sqrt_alphas_cumprod[T], rtol=1e-6)
+    stacked = jax.vmap(lambda x: process.q_sample(S, x, T, EPS))(jnp.stack([X_0, 2 * X_0]))
+    np.testing.assert_array_equal(stacked[0], X_T)
+
+
+# ---------------------------------------------------------------------------------------------------- golden numbers
+
+
+@pytest.mark.parametrize("name", ["linear1000", "cosine200_rescaled"])
+def test_openai_forward(name):
+    arrays, meta = golden(f"openai/forward_{name}")
+    s = SCHEDULES[meta["schedule"]](meta["T"])
+    a = {key: jnp.asarray(value) for key, value in arrays.items()}
+    t = a["t"].astype(jnp.int32)
+    assert relative(process.q_sample(s, a["x_start"], t, a["noise"]), a["x_t"]) < 1e-6
+    posterior = process.q_posterior(s, a["x_start"], a["x_t"], t)
+    broadcast = lambda x: np.broadcast_to(x, a["x_t"].shape)
+    assert relative(posterior.mean, a["posterior_mean"]) < 1e-6
+    assert relative(broadcast(posterior.variance), a["posterior_variance"]) < 1e-6
+    assert relative(broadcast(posterior.log_variance), a["posterior_log_variance_clipped"]) < 1e-6
+    found = process.predict(s, a["x_t"], t, a["noise"]).x_0
+    assert_same_x_0(found, arrays["xstart_from_eps"], s, t, "eps", arrays["x_t"], arrays["noise"])
+    assert relative(process.predict(s, a["x_t"], t, a["x_start"], prediction="x_0").eps, a["eps_from_xstart"]) < 1e-5
+    found = process.predict(s, a["x_t"], t, a["posterior_mean"], prediction="x_prev").x_0
+    assert_same_x_0(found, arrays["xstart_from_xprev"], s, t, "x_prev", arrays["x_t"], arrays["posterior_mean"])
+
+
+def assert_same_x_0(found, expected, s, t, prediction, *terms):
+    """Equal up to rounding at the size of the terms that are subtracted: here the compiler fuses them, there not.
+
+    x_0 from eps divides by sqrt(ac_t), x_0 from x_prev by coef1_t.
+    """
+    divisor = {"eps": s.sqrt_alphas_cumprod[t], "x_prev": s.posterior_mean_coef1[t], "x_0": np.ones(len(t))}[prediction]
+    size = np.max([np.abs(term).max((1, 2, 3)) for term in terms], 0) / np.asarray(divisor)
+    error = np.abs(np.asarray(found, np.float64) - expected).max((1, 2, 3))
+    assert (error <= 3e-7 * size).all(), error / size
+
+
+MEANS = {"EPSILON": "eps", "START_X": "x_0", "PREVIOUS_X": "x_prev"}
+
+
+@pytest.mark.parametrize("name", ["linear1000", "cosine200_rescaled"])
+@pytest.mark.parametrize("mean", MEANS)
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
+@pytest.mark.parametrize("clip", [None, 1.0])
+def test_openai_p_mean_variance(name, mean, variance, clip):
+    arrays, meta = golden(f"openai/p_mean_variance_{name}")
+    s = SCHEDULES[meta["schedule"]](meta["T"])
+    key = f"{mean}.{variance.upper()}"
+    x, output = jnp.asarray(arrays["x"]), jnp.asarray(arrays[f"{key}.model_output"])
+    t = jnp.asarray(arrays["t"], jnp.int32)
+    p = process.p_mean_variance(s, x, t, output, prediction=MEANS[mean], variance=variance, clip=clip)
+    key = f"{key}.clip{int(clip is not None)}"
+    found = dict(zip(("mean", "variance", "log_variance", "pred_xstart"), p, strict=True))
+    assert_same_x_0(found.pop("pred_xstart"), arrays[f"{key}.pred_xstart"], s, t, MEANS[mean], x, output)
+    for name, value in found.items():
+        expected = arrays[f"{key}.{name}"]
+        assert relative(np.broadcast_to(value, expected.shape), expected) < 2e-6, name
+
+
+def test_diffusers_add_noise_and_velocity():
+    arrays, meta = golden("diffusers/add_noise")
+    x, eps, t = jnp.asarray(arrays["x0"]), jnp.asarray(arrays["noise"]), jnp.asarray(arrays["t"], jnp.int32)
+    make = {"linear": schedules.linear, "scaled_linear": schedules.quad, "squaredcos_cap_v2": schedules.cosine}
+    checked = 0
+    for case in meta["cases"]:
+        config = dict(case["config"])
+        if case["cls"] not in ("DDPMScheduler", "DDIMScheduler") or config.get("beta_schedule") not in make:
+            continue
+        zero_snr = config.pop("rescale_betas_zero_snr", False)
+        s = make[config.pop("beta_schedule")](**config)
+        s = schedules.zero_terminal_snr(s) if zero_snr else s
+        # Their tables are float32 throughout: 1 - alphas_cumprod is off by 1.7e-4 at t = 0 (parity checklist, S5).
+        assert relative(process.q_sample(s, x, t, eps), arrays[f"{case['key']}.x_t"]) < 5e-6
+        assert relative(process.velocity(s, x, eps, t), arrays[f"{case['key']}.velocity"]) < 5e-6
+        checked += 1
+    assert checked == 4
+
+
+# ----------------------------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: process.q_sample(S, X_0, T[:3], EPS), r"t must be \[B\] integers, here \[6\], got int32 \(3,\)"),
+        (lambda: process.q_sample(S, X_0, T.astype(jnp.float32), EPS), r"t must be \[B\] integers.*got float32"),
+        (lambda: process.q_sample(S, X_0, T, EPS[:, :2]), r"eps must be like x_0, float32 \(6, 4, 4, 3\), got .*2, 4, 3"),
+        (lambda: process.q_sample(S, X_0, T, EPS.astype(jnp.bfloat16)), r"eps must be like x_0.*got bfloat16"),
+        (lambda: process.q_sample(S, X_0.astype(jnp.uint8), T, EPS), r"x_0 must be \[B, ...\] floating point, got uint8"),
+        (lambda: process.p_step(S, X_T, T, EPS, Z[:1]), r"z must be like x_t"),
+        (lambda: process.predict(S, X_T, T, EPS, prediction="epsilon"), r"unknown prediction 'epsilon'.*known: eps, x_0"),
+        (lambda: process.p_step(S, X_T, T, EPS, Z, variance="fixed_smal"), r"did you mean 'fixed_small'\?"),
+        (lambda: process.p_step(S, X_T, T, EPS, Z, clip=0.0), r"clip must be positive or None, got 0\.0"),
+        (lambda: process.predict(schedules.jsd(300), X_T, T, EPS), r"zero terminal .*use 'v' or 'x_0'"),
+    ],
+)
+def test_errors_come_while_tracing(call, message):
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(call)
+
+
+def test_schedule_must_be_a_schedule():
+    with pytest.raises(TypeError, match="schedule must be a Schedule, got float32\\[6,4,4,3\\]"):
+        process.q_sample(X_0, X_0, T, EPS)
+
+
+def test_docstrings_run():
+    assert doctest.testmod(process).failed == 0
