@@ -1,0 +1,198 @@
+"""TFDS data sets as a `Source`, without TensorFlow.
+
+Files are read through TFDS's data sources (array_record), found by what lies in the data directory rather than by
+the code that made it, so any version that was prepared can be read. tensorflow_datasets takes half a second to
+import, so it is imported where it is used and `import ddpm_jax` stays quick.
+"""
+
+import contextlib
+import difflib
+import importlib.util
+import io
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddpm_jax.data.images import Images, Source, collect, fit, with_channels
+
+DIGITS = "digits"
+NAME = re.compile(r"\w+(/[\w.\-]+)?(:[\w.*]+)?")
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+
+def open_tfds(name: str, data_dir: Path | None, split: str, image_size: int | None) -> Source:
+    """The `image` feature of one split of a TFDS data set, in TFDS's order.
+
+    Args:
+      name: "digits" (prepared here on first use), "mnist", "name/config:version" …
+      data_dir: TFDS data directory; None means TFDS's own and lets TFDS download what is missing.
+      split: "train", "test", "train[:80%]" …
+      image_size: crop and resize as `images.fit` does; None wants all images to have one size already.
+
+    Raises:
+      FileNotFoundError: data_dir is given and does not hold the data set.
+      ValueError: unknown name or split, no uint8 `image` feature, or files of another format.
+    """
+    builder = _digits(data_dir) if name == DIGITS else _find(name, data_dir)
+    feature = _image_feature(name, builder)
+    data = _data_source(name, builder, split)
+    decode = _decoder(name, feature)
+
+    def describe(index: int) -> str:
+        return f"image {index} of {name}"
+
+    def decoded(indices: Any) -> list[Images]:
+        records = data.__getitems__([int(index) for index in indices])
+        return [fit(decode(record["image"]), image_size) for record in records]
+
+    height, width, channels = decoded([0])[0].shape
+    shape = (height, width, channels)
+    return Source(name, len(data), shape, lambda indices: collect(decoded(indices), indices, shape, describe))
+
+
+def known_names() -> list[str]:
+    """Names of the data sets that TFDS can prepare, and "digits"."""
+    import tensorflow_datasets as tfds
+
+    # Community data sets are listed from the network and need TensorFlow.
+    return sorted({DIGITS, *tfds.list_builders(with_community_datasets=False)})
+
+
+def prepared_names(data_dir: Path) -> list[str]:
+    """Names of the data sets whose files lie in a TFDS data directory."""
+    with_version = data_dir.glob("*/*/features.json")
+    with_config = data_dir.glob("*/*/*/features.json")
+    found = {path.relative_to(data_dir).parts for path in (*with_version, *with_config)}
+    # A folder TFDS has not renamed yet is unfinished.
+    return sorted({parts[0] for parts in found if not any(part.startswith("incomplete.") for part in parts)})
+
+
+def _digits(data_dir: Path | None) -> Any:
+    """The builder of the embedded digits, prepared."""
+    from ddpm_jax.data.digits.digits_dataset_builder import Builder
+
+    def new() -> Builder:
+        return Builder(data_dir=data_dir, file_format="array_record")
+
+    builder = new()
+    if not builder.data_path.exists():
+        try:
+            _prepare_quietly(builder)
+        except OSError:
+            # TFDS writes elsewhere and renames at the end; the rename fails if another process came first.
+            if not builder.data_path.exists():
+                raise
+        builder = new()
+    if not builder.is_prepared():
+        raise ValueError(f"{builder.data_path} is not a complete TFDS data set; delete it to prepare it again")
+    return builder
+
+
+def _prepare_quietly(builder: Any) -> None:
+    import tensorflow_datasets as tfds
+
+    tfds.disable_progress_bar()
+    try:
+        # TFDS prints two paragraphs about a download that does not happen; errors are exceptions and stay.
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare()
+    finally:
+        tfds.enable_progress_bar()
+
+
+def _find(name: str, data_dir: Path | None) -> Any:
+    """The builder of a data set that lies in data_dir, or (data_dir None) in TFDS's directory, or is downloaded."""
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import read_only_builder
+
+    if data_dir is not None and not data_dir.is_dir():
+        raise FileNotFoundError(f"data_dir {data_dir} is not a folder, so {name!r} cannot be read from it")
+    if NAME.fullmatch(name):
+        try:
+            return read_only_builder.builder_from_files(name, data_dir=data_dir)
+        except tfds.core.DatasetNotFoundError:
+            pass  # said below, in one line
+    if data_dir is not None:
+        held = ", ".join(prepared_names(data_dir)) or "none"
+        raise FileNotFoundError(f"no TFDS data set {name!r} in {data_dir}; the data sets there: {held}")
+    return _download(name)
+
+
+def _download(name: str) -> Any:
+    """The builder of a data set that TFDS downloads and prepares now, in its own data directory."""
+    import tensorflow_datasets as tfds
+
+    known = known_names()
+    if not NAME.fullmatch(name) or re.split("[/:]", name)[0] not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f"unknown data set {name!r}: neither a TFDS name (nearest: {near!r}) nor an existing folder of images, "
+            ".npy or .npz file"
+        )
+    builder = tfds.builder(name, file_format="array_record")
+    if isinstance(_image_feature(name, builder), tfds.features.Image) and not _has_tensorflow():
+        raise ValueError(
+            f"{name!r} is not in {builder.data_dir_root}, and preparing it needs TensorFlow (reading does not): run "
+            f"`tfds build {name} --file_format=array_record` where TensorFlow is installed and pass that data_dir"
+        )
+    builder.download_and_prepare()
+    return builder
+
+
+def _has_tensorflow() -> bool:
+    return importlib.util.find_spec("tensorflow") is not None
+
+
+def _image_feature(name: str, builder: Any) -> Any:
+    features = builder.info.features
+    if features is None or "image" not in features:
+        raise ValueError(f"{name!r} has no feature 'image'; its features are {', '.join(features or ())}")
+    feature = features["image"]
+    if np.dtype(feature.np_dtype) != np.uint8:
+        raise ValueError(f"the images of {name!r} are {np.dtype(feature.np_dtype)}; allowed is uint8")
+    return feature
+
+
+def _data_source(name: str, builder: Any, split: str) -> Any:
+    import tensorflow_datasets as tfds
+
+    image = builder.info.features["image"]
+    # Our own decoding: TFDS's logs a warning unless OpenCV is installed.
+    skip = {"image": tfds.decode.SkipDecoding()} if isinstance(image, tfds.features.Image) else None
+    splits = ", ".join(builder.info.splits)
+    try:
+        return builder.as_data_source(split, decoders=skip)
+    except NotImplementedError as error:
+        stored = builder.info.file_format.value
+        raise ValueError(
+            f"{name!r} in {builder.data_dir} is stored as {stored}; without TensorFlow only array_record is read: "
+            f"prepare it with `tfds build {name} --file_format=array_record`"
+        ) from error
+    # TFDS says so for an unknown split, a malformed part of one, and an empty part.
+    except ValueError as error:
+        raise ValueError(f"no images in the split {split!r} of {name!r}; its splits are {splits}") from error
+
+
+def _decoder(name: str, feature: Any) -> Callable[[Any], Images]:
+    """What turns a stored `image` feature into uint8 [H, W, C]."""
+    import tensorflow_datasets as tfds
+    from PIL import Image
+
+    shape: tuple[int | None, ...] = feature.shape
+    if not isinstance(feature, tfds.features.Image):
+        if len(shape) not in (2, 3):
+            raise ValueError(f"the images of {name!r} have shape {shape}; allowed are [H, W] and [H, W, C]")
+        return with_channels
+    channels = shape[-1]
+    if channels not in MODES:
+        raise ValueError(f"the images of {name!r} have {channels} channels; allowed are {', '.join(map(str, MODES))}")
+    mode = MODES[channels]
+
+    def decode(encoded: bytes) -> Images:
+        with Image.open(io.BytesIO(encoded)) as picture:
+            return with_channels(np.array(picture if picture.mode == mode else picture.convert(mode)))
+
+    return decode

@@ -1,0 +1,104 @@
+"""Open a data set by its name: the embedded digits, a TFDS set, a folder of pictures, or an array file."""
+
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from ddpm_jax.data.folder import open_folder
+from ddpm_jax.data.images import Images, Progress, Source, collect, fit, from_array, in_memory
+from ddpm_jax.data.prepared import DIGITS, known_names, open_tfds
+
+ARRAY_ENDINGS = (".npy", ".npz")
+
+__all__ = ["Source", "load"]
+
+
+def load(
+    name: str,
+    *,
+    data_dir: str | Path | None = None,
+    split: str = "train",
+    image_size: int | None = None,
+    progress: Progress | None = None,
+) -> Source:
+    """The images called `name`, as a `Source`; labels are ignored.
+
+    A set of at most `images.MEMORY_BOUND` bytes is decoded now, into one array; a larger one batch by batch.
+
+    Args:
+      name: "digits", the 1797 digits of scikit-learn, written to the TFDS data directory on first use; or a TFDS
+        name such as "mnist"; or the path of a folder of pictures (`folder.open_folder`); or the path of a .npy or
+        .npz file with a uint8 array [N, H, W, C] or [N, H, W]. A folder that is called like a TFDS set is meant
+        only if its path is written with a separator ("./mnist").
+      data_dir: TFDS data directory. If given, nothing is downloaded. None means TFDS's default, TFDS_DATA_DIR or
+        ~/tensorflow_datasets, and TFDS downloads what is not there.
+      split: a TFDS split, such as "test" or "train[:80%]"; a folder or a file has the split "train" only.
+      image_size: crop centrally to a square and resize to this many pixels (`images.fit`).
+      progress: called as progress(images decoded, images in all) while a set is decoded into memory.
+
+    Raises:
+      FileNotFoundError: no such path, or data_dir does not hold the data set.
+      ValueError: unknown name or split, or images that cannot be used; one line that says what is allowed.
+    """
+    if image_size is not None and image_size < 1:
+        raise ValueError(f"image_size must be at least 1, got {image_size}")
+    path = Path(name).expanduser()
+    is_array = path.suffix.lower() in ARRAY_ENDINGS
+    if not is_array and not _is_folder(name, path):
+        directory = None if data_dir is None else Path(data_dir).expanduser()
+        return in_memory(open_tfds(name, directory, split, image_size), progress)
+    if data_dir is not None:
+        raise ValueError(f"data_dir {data_dir} is for TFDS data sets, but {name!r} is a path; leave data_dir out")
+    if split != "train":
+        raise ValueError(f"{name} has no split {split!r}; a folder or an array file has only the split 'train'")
+    if not path.exists():
+        raise FileNotFoundError(f"no such file or folder: {path}")
+    source = _open_array(path, image_size) if is_array else open_folder(path, image_size)
+    return in_memory(source, progress)
+
+
+def _is_folder(name: str, path: Path) -> bool:
+    """Whether `name` means a folder rather than a TFDS data set."""
+    if path.is_absolute() or name.startswith((".", "~")):
+        return True
+    return path.is_dir() and name not in (DIGITS, *known_names())
+
+
+def _open_array(path: Path, image_size: int | None) -> Source:
+    """The images of a .npy or .npz file."""
+    array = _array(path)
+    if array.dtype != np.uint8:
+        raise ValueError(f"{path} holds {array.dtype}; allowed is uint8, values 0 to 255")
+    if array.ndim not in (3, 4) or 0 in array.shape:
+        raise ValueError(
+            f"{path} holds an array of shape {array.shape}; allowed are [N, H, W, C] and [N, H, W], none of them 0"
+        )
+    images: Images = array[..., None] if array.ndim == 3 else array
+    if image_size is None or images.shape[1:3] == (image_size, image_size):
+        return from_array(str(path), images)
+    shape = (image_size, image_size, images.shape[-1])
+    return replace(
+        from_array(str(path), images),
+        image_shape=shape,
+        read=lambda indices: collect(
+            (fit(images[index], image_size) for index in indices), indices, shape, lambda i: f"image {i} of {path}"
+        ),
+    )
+
+
+def _array(path: Path) -> np.ndarray:
+    """The array in a file; a .npy file is mapped, so that one larger than memory can be read."""
+    try:
+        content = np.load(path, mmap_mode="r")
+        if isinstance(content, np.ndarray):
+            return content
+        with content:
+            if "images" not in content and len(content.files) != 1:
+                raise ValueError(
+                    f"it holds {', '.join(content.files) or 'no array'}; one is needed, or one called images"
+                )
+            return content["images" if "images" in content else content.files[0]]
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"cannot read {path} as a NumPy file: {error}") from error
