@@ -26,6 +26,7 @@ from ddpm_jax.schedules import Schedule
 
 PredictionType = Literal["eps", "x_0", "v", "x_prev"]
 VarianceType = Literal["fixed_small", "fixed_large"]
+ModelFn = Callable[[jax.Array, jax.Array], jax.Array]  # model_fn(x_t [B, ...], t [B] float) -> like x_t
 
 
 class Prediction(NamedTuple):

@@ -167,11 +167,20 @@ def test_diffusers_add_noise_and_velocity():
     [
         (lambda: process.q_sample(S, X_0, T[:3], EPS), r"t must be \[B\] integers, here \[6\], got int32 \(3,\)"),
         (lambda: process.q_sample(S, X_0, T.astype(jnp.float32), EPS), r"t must be \[B\] integers.*got float32"),
-        (lambda: process.q_sample(S, X_0, T, EPS[:, :2]), r"eps must be like x_0, float32 \(6, 4, 4, 3\), got .*2, 4, 3"),
+        (
+            lambda: process.q_sample(S, X_0, T, EPS[:, :2]),
+            r"eps must be like x_0, float32 \(6, 4, 4, 3\), got .*2, 4, 3",
+        ),
         (lambda: process.q_sample(S, X_0, T, EPS.astype(jnp.bfloat16)), r"eps must be like x_0.*got bfloat16"),
-        (lambda: process.q_sample(S, X_0.astype(jnp.uint8), T, EPS), r"x_0 must be \[B, ...\] floating point, got uint8"),
+        (
+            lambda: process.q_sample(S, X_0.astype(jnp.uint8), T, EPS),
+            r"x_0 must be \[B, ...\] floating point, got uint8",
+        ),
         (lambda: process.p_step(S, X_T, T, EPS, Z[:1]), r"z must be like x_t"),
-        (lambda: process.predict(S, X_T, T, EPS, prediction="epsilon"), r"unknown prediction 'epsilon'.*known: eps, x_0"),
+        (
+            lambda: process.predict(S, X_T, T, EPS, prediction="epsilon"),
+            r"unknown prediction 'epsilon'.*known: eps, x_0",
+        ),
         (lambda: process.p_step(S, X_T, T, EPS, Z, variance="fixed_smal"), r"did you mean 'fixed_small'\?"),
         (lambda: process.p_step(S, X_T, T, EPS, Z, clip=0.0), r"clip must be positive or None, got 0\.0"),
         (lambda: process.predict(schedules.jsd(300), X_T, T, EPS), r"zero terminal .*use 'v' or 'x_0'"),

@@ -11,10 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax.names import unknown
-from ddpm_jax.process import Prediction
+from ddpm_jax.process import ModelFn, Prediction
 from ddpm_jax.samplers.table import Row
 
-ModelFn = Callable[[jax.Array, jax.Array], jax.Array]
 Denoise = Callable[[jax.Array, Row], Prediction]
 EpsAfterClip = Literal["rederived", "raw"]
 

@@ -4,6 +4,8 @@ Randomness: sample i (a global index) has the key fold_in(key, i); its noise at 
 its starting point from fold_in(that, 2^32 - 1). So sample i is the same in any batch and on any number of devices.
 """
 
+import functools
+import operator
 from typing import NamedTuple
 
 import jax
@@ -17,9 +19,9 @@ START = np.uint32(2**32 - 1)  # the "row" at which x_T is drawn
 
 
 class _Noise(NamedTuple):
-    keys: jax.Array  # one per sample
+    keys: jax.Array | None  # one per sample
 
-    def __call__(self, k: jax.Array | np.uint32, like: jax.Array) -> jax.Array:
+    def __call__(self, k: jax.Array | np.uint32, like: jax.ShapeDtypeStruct) -> jax.Array:
         draw = lambda key: jax.random.normal(jax.random.fold_in(key, k), like.shape[1:], like.dtype)
         return jax.vmap(draw)(self.keys)
 
@@ -29,7 +31,8 @@ def step(denoise: Denoise, row: Row, registers: tuple[jax.Array, ...], z: jax.Ar
     x_0, eps = denoise(registers[0], row)
     basis = (*registers, x_0, eps, z)
     # Multiply-adds rather than a matrix product, which accelerators would round to TF32 or bf16.
-    return tuple(sum(weights[j] * image for j, image in enumerate(basis)) for weights in row.update)
+    combine = lambda weights: functools.reduce(operator.add, (weights[j] * image for j, image in enumerate(basis)))
+    return tuple(combine(weights) for weights in row.update)
 
 
 def sample(
@@ -67,9 +70,8 @@ def sample(
 
     dtype = jnp.float32 if x_T is None else x_T.dtype
     like = jax.ShapeDtypeStruct(shape, dtype)
-    if key is not None:
-        indices = jnp.asarray(first_index, jnp.uint32) + jnp.arange(shape[0], dtype=jnp.uint32)
-        draw = _Noise(jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices))
+    indices = jnp.asarray(first_index, jnp.uint32) + jnp.arange(shape[0], dtype=jnp.uint32)
+    draw = _Noise(None if key is None else jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices))
     table = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), table)
     start = table.init * (draw(START, like) if x_T is None else x_T)
 

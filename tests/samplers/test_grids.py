@@ -56,7 +56,7 @@ def test_openai_section_timesteps():
         if sections == "fast27":
             continue  # GLIDE's name for "10,10,3,2,2" with one timestep moved
         if "error" in case["all"]:
-            with pytest.raises(ValueError, match="sections?|steps|stride|spacing"):
+            with pytest.raises(ValueError, match=r"sections?|steps|stride|spacing"):
                 grids.section_timesteps(length, sections)
         else:
             np.testing.assert_array_equal(grids.section_timesteps(length, sections), case["all"])
@@ -64,13 +64,18 @@ def test_openai_section_timesteps():
     assert checked == 26
 
 
-@pytest.mark.parametrize("make, spacing", [(grids.leading, "leading"), (grids.trailing, "trailing"), (grids.linspace, "linspace")])
+@pytest.mark.parametrize(
+    "make, spacing", [(grids.leading, "leading"), (grids.trailing, "trailing"), (grids.linspace, "linspace")]
+)
 def test_diffusers_grids(make, spacing):
     arrays, meta = golden("diffusers/timestep_grids")
     checked = 0
     for case in meta["cases"]:
         config = case.get("config", {})
-        if case["cls"] not in ("DDPMScheduler", "DDIMScheduler") or config.get("timestep_spacing", "leading") != spacing:
+        if (
+            case["cls"] not in ("DDPMScheduler", "DDIMScheduler")
+            or config.get("timestep_spacing", "leading") != spacing
+        ):
             continue
         expected = arrays[f"{case['key']}.timesteps"]
         length = config.get("num_train_timesteps", 1000)
@@ -82,13 +87,19 @@ def test_diffusers_grids(make, spacing):
 
 
 def test_ddim_and_ldm_grids():
-    for name, make in (("ddim_uniform20_eta0", grids.uniform), ("ddim_uniform7_eta1", grids.uniform), ("ddim_quad10_eta0", grids.quad)):
+    for name, make in (
+        ("ddim_uniform20_eta0", grids.uniform),
+        ("ddim_uniform7_eta1", grids.uniform),
+        ("ddim_quad10_eta0", grids.quad),
+    ):
         arrays, meta = golden(f"other/{name}")
         np.testing.assert_array_equal(times(make(S, meta["timesteps"])), arrays["seq"][::-1])
     arrays, _ = golden("other/ldm_schedules")
     for n in (7, 10, 50):  # LDM adds one, and repeats 0 for n = 50
         np.testing.assert_array_equal(np.array(times(grids.uniform(S, n)))[::-1] + 1, arrays[f"timesteps.uniform.{n}"])
-        np.testing.assert_array_equal(np.array(times(grids.quad(S, n)))[::-1] + 1, np.unique(arrays[f"timesteps.quad.{n}"]))
+        np.testing.assert_array_equal(
+            np.array(times(grids.quad(S, n)))[::-1] + 1, np.unique(arrays[f"timesteps.quad.{n}"])
+        )
 
 
 @pytest.mark.parametrize(
@@ -109,7 +120,10 @@ def test_ddim_and_ldm_grids():
         (lambda: grids.sections(S, "600,600"), r"section of 500 timesteps can give 0 to 500 steps, got 600"),
         (lambda: grids.sections(S, "ddim51"), r"no whole stride takes 51 of 1000"),
         (lambda: Grid((Level(1, 1, 0),)), r"at least 2 levels, got 1"),
-        (lambda: Grid((Level(9, 0.8, 0.6), Level(1, 0.6, 0.8))), r"sigma/alpha 0\.75 at time 9 followed by 1\.33333 at time 1"),
+        (
+            lambda: Grid((Level(9, 0.8, 0.6), Level(1, 0.6, 0.8))),
+            r"sigma/alpha 0\.75 at time 9 followed by 1\.33333 at time 1",
+        ),
     ],
 )
 def test_errors(call, message):

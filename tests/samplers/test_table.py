@@ -171,7 +171,9 @@ def test_one_network_call_per_row_and_one_trace():
 def test_gradient_with_respect_to_table_and_start(x64):
     denoise = samplers.denoiser(lambda x, t: 0.8 * jnp.sin(x) + 0.01 * t.astype(x.dtype)[:, None])
     table, x_T = jax.tree.map(jnp.asarray, samplers.ddim(GRID)), jax.random.normal(KEY, (2, 3), float)
-    value = lambda table, x_T: (samplers.sample(denoise, table, None, (2, 3), x_T=x_T, noise=jnp.zeros((10, 2, 3))) ** 2).sum()
+    value = lambda table, x_T: (
+        samplers.sample(denoise, table, None, (2, 3), x_T=x_T, noise=jnp.zeros((10, 2, 3))) ** 2
+    ).sum()
     check_grads(value, (table, x_T), order=1, modes=["rev"], rtol=1e-5)
 
 
@@ -187,7 +189,10 @@ def test_show():
     lines = samplers.show(samplers.ddim(grids.from_timesteps(S, [40, 0]), eta=0.0)).splitlines()
     s = grids.from_timesteps(S, [40, 0]).levels
     assert lines[0] == "X <- 1 Z"
-    assert lines[1] == f"t=  40.000 alpha={s[0].alpha:.5f} sigma={s[0].sigma:.5f}   X <- {s[1].alpha:+.4g} X0 {s[1].sigma:+.4g} EPS"
+    assert (
+        lines[1]
+        == f"t=  40.000 alpha={s[0].alpha:.5f} sigma={s[0].sigma:.5f}   X <- {s[1].alpha:+.4g} X0 {s[1].sigma:+.4g} EPS"
+    )
     assert lines[2].endswith("X <- +1 X0")
     assert "; R1 <- " in samplers.show(heun(GRID))
 
@@ -243,8 +248,14 @@ def test_ddim_moments_on_gaussian_data(eta):
         (lambda: samplers.denoiser(lambda x, t: x, clip=-1), r"clip must be positive or None, got -1"),
         (lambda: samplers.denoiser(lambda x, t: x, clip=1, eps_after_clip="old"), r"unknown eps_after_clip 'old'"),
         (lambda: run(samplers.ddim(GRID), key=None, shape=SHAPE), r"key must not be None unless both"),
-        (lambda: run(samplers.ddim(GRID), key=KEY, shape=SHAPE, x_T=jnp.zeros((1, 2))), r"x_T must have shape \(3, 2, 2, 1\)"),
-        (lambda: run(samplers.ddim(GRID), key=KEY, shape=(2,), noise=jnp.zeros((9, 2))), r"shape \(10, 2\), got \(9, 2\)"),
+        (
+            lambda: run(samplers.ddim(GRID), key=KEY, shape=SHAPE, x_T=jnp.zeros((1, 2))),
+            r"x_T must have shape \(3, 2, 2, 1\)",
+        ),
+        (
+            lambda: run(samplers.ddim(GRID), key=KEY, shape=(2,), noise=jnp.zeros((9, 2))),
+            r"shape \(10, 2\), got \(9, 2\)",
+        ),
         (lambda: samplers.row(GRID.levels[0], Y=X), r"unknown register 'Y' .*known: X, SAVED"),
     ],
 )

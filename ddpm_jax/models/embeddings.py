@@ -1,0 +1,42 @@
+"""Sinusoidal embedding of time.
+
+t [B] is the model's own time, float32, any real number: fractional times are not rounded.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def timestep_embedding(t: jax.Array, dim: int) -> jax.Array:
+    """[sin(t w_0), .., sin(t w_{n-1}), cos(t w_0), .., cos(t w_{n-1})], w_i = 10000^(-i / (n - 1)), n = dim // 2.
+
+    The convention of DDPM: sines first, and the slowest frequency is exactly 1/10000. OpenAI's code and its
+    descendants put cosines first and divide by n, not n - 1.
+
+    Source: Vaswani et al. 2017 (arXiv:1706.03762), section 3.5, in the variant used by Ho et al. 2020
+    (arXiv:2006.11239), appendix B.
+
+    Args:
+      t: [B] float, the model's time.
+      dim: length of the embedding, at least 4. An odd dim ends with a zero.
+
+    Returns:
+      [B, dim] float32.
+
+    Raises:
+      ValueError: t is not [B], or dim < 4. Raised while tracing.
+
+    Example:
+      >>> timestep_embedding(jnp.zeros(1), 4).tolist()
+      [[0.0, 0.0, 1.0, 1.0]]
+    """
+    if t.ndim != 1:
+        raise ValueError(f"t must be [B], got shape {t.shape}")
+    half = dim // 2
+    if half < 2:
+        raise ValueError(f"dim must be at least 4, got {dim}")
+    frequencies = np.exp(-np.log(10000) * np.arange(half) / (half - 1)).astype(np.float32)
+    angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]
+    embedding = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+    return jnp.pad(embedding, ((0, 0), (0, dim % 2)))

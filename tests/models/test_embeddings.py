@@ -1,0 +1,31 @@
+"""The time embedding against stored PyTorch values and against float64."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddpm_jax.models.embeddings import timestep_embedding
+
+
+@pytest.mark.parametrize("name", ["ddim.dim16", "ddim.dim17", "ddim.dim64", "diffusers.dim64.flip0.shift1.scale1"])
+def test_equals_stored_embedding(name, shared_golden):
+    arrays = np.load(shared_golden / "networks" / "time_embeddings.npz", allow_pickle=False)
+    expected = arrays[name]
+    actual = timestep_embedding(jnp.asarray(arrays["t"]), expected.shape[1])
+    # The angle t * w is rounded to float32: its error grows with t.
+    error = np.abs(actual - expected) / np.maximum(1, np.abs(arrays["t"]))[:, None]
+    assert error.max() < 3e-7
+
+
+def test_fractional_times_in_float64():
+    t = np.array([0.0, 0.25, 0.5, 17.75], np.float32)
+    frequencies = 10000.0 ** -(np.arange(5) / 4)
+    angles = t.astype(np.float64)[:, None] * frequencies
+    expected = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+    np.testing.assert_allclose(timestep_embedding(jnp.asarray(t), 10), expected, atol=3e-6)
+
+
+@pytest.mark.parametrize(("shape", "dim", "message"), [((2, 1), 8, r"t must be \[B\]"), ((2,), 3, "dim must be at")])
+def test_errors(shape, dim, message):
+    with pytest.raises(ValueError, match=message):
+        timestep_embedding(jnp.zeros(shape), dim)
