@@ -337,4 +337,3 @@ def make(name: str, num_timesteps: int = 1000, **arguments: float) -> Schedule:
         if argument not in allowed:
             raise ValueError(f"schedule {name!r} takes {', '.join(allowed) or 'no arguments'}, got {argument!r}")
     return function(num_timesteps, **arguments)
-

@@ -5,7 +5,15 @@ import os
 # Tests of the sharded step need several devices; the flag must be set before JAX starts.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
 
+import tempfile
 from pathlib import Path
+
+# Many tests start the same small run again, some of them in a process of their own: compile it once, and prepare the
+# digits once. TFDS reads its directory when it is imported.
+CACHE = tempfile.TemporaryDirectory(prefix="ddpm_jax_tests_")
+os.environ["TFDS_DATA_DIR"] = f"{CACHE.name}/tfds"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{CACHE.name}/compiled")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 import jax
 import pytest

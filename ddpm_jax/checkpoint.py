@@ -1,0 +1,270 @@
+"""A run's directory: the configuration it is the result of, the states along the way, how it went.
+
+    config.json         the resolved configuration, the shape and number of the images
+    environment.jsonl   one line per start: versions, git commit, devices, from which step
+    checkpoints/STEP/   Orbax: params, ema_params, opt_state; seal.json: size and CRC-32 of their files
+    metrics.jsonl, samples/, loss.png   written by train.loop
+
+A checkpoint is written under another name, sealed, and appears under its own only when it is complete. Only one whose
+files are all as its seal says is read: Orbax alone restores a flipped bit without a word.
+"""
+
+import contextlib
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from ddpm_jax.train.config import Config, differences, from_dict, to_dict
+from ddpm_jax.train.state import TrainState
+
+ITEMS = ("params", "ema_params", "opt_state")
+SEAL = "seal.json"
+Say = Callable[[str], None]
+
+
+# ---------------------------------------------------------------------------------------------------- configuration
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """The file holds the old text or the new, never a part."""
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunInfo:
+    """What config.json says: the configuration, and the facts of its data that a network and a batch depend on."""
+
+    config: Config
+    image_shape: tuple[int, int, int]
+    num_examples: int
+
+
+def open_run(workdir: Path, info: RunInfo) -> None:
+    """Make the run's directory, or check that it is this run's.
+
+    Raises:
+      ValueError: the directory belongs to another configuration or other data, or holds files but no run.
+    """
+    path = workdir / "config.json"
+    if path.exists():
+        before = load_run(workdir)
+        changed = differences(before.config, info.config)
+        changed += [
+            f"{name} of the data: {getattr(before, name)}, now {getattr(info, name)}"
+            for name in ("image_shape", "num_examples")
+            if getattr(before, name) != getattr(info, name)
+        ]
+        if changed:
+            raise ValueError(
+                f"{workdir} belongs to another configuration ({'; '.join(changed)}); choose another --workdir"
+            )
+    elif workdir.exists() and any(not file.name.endswith(".partial") for file in workdir.iterdir()):
+        raise ValueError(f"{workdir} is not empty and holds no run (no config.json); choose another --workdir")
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(to_dict(info), indent=2) + "\n")
+
+
+def load_run(workdir: Path) -> RunInfo:
+    """What the run was made with.
+
+    Raises:
+      FileNotFoundError: no run in this directory.
+      ValueError: a config.json that is not one.
+    """
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"no run in {workdir}: {path} does not exist")
+    try:
+        return from_dict(json.loads(path.read_text()), RunInfo)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def record_environment(workdir: Path, step: int) -> None:
+    """One line in environment.jsonl: what this part of the run was computed with."""
+    packages = ("ddpm-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    devices = jax.local_devices()
+    line = {
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "from_step": step,
+        "git_commit": _git_commit(),
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "devices": f"{len(devices)} x {devices[0].device_kind}",
+    }
+    with open(workdir / "environment.jsonl", "a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def _git_commit() -> str | None:
+    """The commit of this package's source tree, with "+" if files differ from it; None outside a git tree."""
+    git = lambda *args: subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), *args], capture_output=True, text=True, check=True
+    ).stdout.strip()
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+# ------------------------------------------------------------------------------------------------------ checkpoints
+
+
+class Checkpoints:
+    """The checkpoints of one run. `save` returns before the files are written; `close` waits for them."""
+
+    def __init__(self, workdir: Path, *, keep: int):
+        self.directory = workdir.absolute() / "checkpoints"
+        # Orbax calls back in the thread that writes, when the files are complete, before it gives them their name.
+        sealing = ocp.AsyncOptions(post_finalization_callback=self._seal_all)
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, async_options=sealing)
+        self._manager = ocp.CheckpointManager(self.directory, options=options)
+
+    def save(self, state: TrainState) -> None:
+        """Start writing the state as checkpoint state.step."""
+        items = {name: ocp.args.StandardSave(getattr(state, name)) for name in ITEMS}
+        self._manager.save(int(state.step), args=ocp.args.Composite(**items))
+
+    def restore(self, template: TrainState, say: Say) -> TrainState | None:
+        """The newest intact state, placed like the template; None if there is no checkpoint.
+
+        A damaged checkpoint that is newer is moved to WORKDIR/damaged, where nothing touches it, and `say` is told.
+
+        Raises:
+          ValueError: there are checkpoints, and all are damaged.
+        """
+        step, damaged = self._newest_intact()
+        for bad, reason in damaged.items():
+            target = self._set_aside(bad)
+            say(f"checkpoint {bad} is damaged ({reason}); it is now {target}, going on from {step or 'the beginning'}")
+        if step is None:
+            return None
+        items = self._read(step, {name: getattr(template, name) for name in ITEMS})
+        return TrainState(step=jax.device_put(np.int32(step), template.step.sharding), **items)
+
+    def restore_item(self, name: str, template: Any, say: Say) -> Any:
+        """One item of the newest intact checkpoint; nothing is moved.
+
+        Raises:
+          FileNotFoundError: there is no checkpoint.
+          ValueError: there are checkpoints, and all are damaged.
+        """
+        step, damaged = self._newest_intact()
+        if step is None:
+            raise FileNotFoundError(f"no checkpoint in {self.directory}")
+        for bad, reason in damaged.items():
+            say(f"checkpoint {bad} is damaged ({reason}); using {step}")
+        return self._read(step, {name: template})[name]
+
+    def close(self) -> None:
+        self._manager.close()
+
+    def _read(self, step: int, templates: dict[str, Any]) -> dict[str, Any]:
+        arguments = {name: ocp.args.StandardRestore(template) for name, template in templates.items()}
+        return dict(self._manager.restore(step, args=ocp.args.Composite(**arguments)).items())
+
+    def _newest_intact(self) -> tuple[int | None, dict[int, str]]:
+        """(step, what is wrong with each newer one); step is None if there are no finished checkpoints."""
+        damaged: dict[int, str] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            reason = damage(self.directory / str(step))
+            if reason is None:
+                return step, damaged
+            damaged[step] = reason
+        if any((self.directory / str(step) / SEAL).exists() for step in damaged):
+            reasons = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
+            raise ValueError(f"every checkpoint in {self.directory} is damaged ({reasons})")
+        return None, damaged  # killed before the first one was sealed
+
+    def _seal_all(self) -> None:
+        for directory in self.directory.iterdir():
+            if directory.is_dir() and not (directory / SEAL).exists():
+                seal(directory)
+
+    def _set_aside(self, step: int) -> Path:
+        target = self.directory.parent / "damaged" / str(step)
+        while target.exists():
+            target = target.with_name(target.name + "_")
+        target.parent.mkdir(exist_ok=True)
+        (self.directory / str(step)).rename(target)
+        self._manager.reload()
+        return target
+
+
+@contextlib.contextmanager
+def checkpoints(workdir: Path, *, keep: int = 1) -> Iterator[Checkpoints]:
+    """Checkpoints that are waited for and closed at the end."""
+    manager = Checkpoints(workdir, keep=keep)
+    try:
+        yield manager
+    finally:
+        manager.close()
+
+
+def restore_ema(workdir: Path, template: Any, say: Say) -> Any:
+    """The averaged parameters of the newest intact checkpoint, on this process's first device.
+
+    Raises:
+      FileNotFoundError: there is no checkpoint.
+      ValueError: there are checkpoints, and all are damaged.
+    """
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
+    with checkpoints(workdir) as saved:
+        return saved.restore_item("ema_params", jax.tree.map(place, template), say)
+
+
+def seal(directory: Path) -> None:
+    """Write down size and CRC-32 of every file of the items in a checkpoint's directory."""
+    write_atomically(directory / SEAL, json.dumps(_contents(directory)))
+
+
+def damage(directory: Path) -> str | None:
+    """What is not as the seal says, or None."""
+    path = directory / SEAL
+    if not path.exists():
+        return f"no {SEAL}: writing it was cut short"
+    try:
+        expected = json.loads(path.read_text())
+    except ValueError:
+        return f"{SEAL} is not JSON"
+    found = _contents(directory)
+    for name, (size, checksum) in expected.items():
+        if name not in found:
+            return f"{name} is missing"
+        if found[name][0] != size:
+            return f"{name} has {found[name][0]} of {size} bytes"
+        if found[name][1] != checksum:
+            return f"{name} is not what was written"
+    return None
+
+
+def _contents(directory: Path) -> dict[str, list[int]]:
+    """{file: [bytes, CRC-32]} of the items; what Orbax notes beside them does not matter."""
+    files = (path for item in ITEMS for path in sorted((directory / item).rglob("*")) if path.is_file())
+    return {str(path.relative_to(directory)): [path.stat().st_size, _crc32(path)] for path in files}
+
+
+def _crc32(path: Path) -> int:
+    checksum = 0
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 24):
+            checksum = zlib.crc32(chunk, checksum)
+    return checksum

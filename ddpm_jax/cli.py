@@ -1,0 +1,197 @@
+"""The command line: train | sample. The only module that prints."""
+
+import contextlib
+import dataclasses
+import importlib.util
+import io
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import jax
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+from ddpm_jax import checkpoint, images
+from ddpm_jax.names import choose
+from ddpm_jax.train import build, loop
+from ddpm_jax.train.config import Config
+
+USAGE = """usage: ddpm-jax COMMAND ...
+
+  train [EXPERIMENT.py] [--workdir DIR] [--train.num-steps N ...]   train, or go on where a run stopped
+  sample WORKDIR [--sampler ddim] [--num-steps 50] [-n 64]          pictures from a trained run
+
+ddpm-jax COMMAND --help lists every option."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainArguments:
+    config: Annotated[Config, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Config)
+    workdir: Path | None = None
+    """The run's directory; runs/NAME by default, NAME being that of the experiment file or the data."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleArguments:
+    workdir: tyro.conf.Positional[Path]
+    """A run's directory."""
+    sampler: str = "ddim"
+    """One of those in ddpm_jax.train.build.SAMPLERS."""
+    num_steps: int = 50
+    """Network calls per image."""
+    num_images: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 64
+    seed: int = 0
+    """Image i of a seed is the same whatever num_images and batch_size are."""
+    batch_size: int = 64
+    """Images drawn at once."""
+    out: Path | None = None
+    """A .png picture of all images side by side, or .npz with uint8 images [N, H, W, C]; in WORKDIR by default."""
+
+
+# ------------------------------------------------------------------------------------------------------------ train
+
+
+class Bar:
+    """A progress bar with loss, images/s and the time that remains."""
+
+    def start(self, first_step: int, num_steps: int) -> None:
+        self._bar = tqdm(total=num_steps, initial=first_step, unit="step", dynamic_ncols=True)
+
+    def step(self, step: int) -> None:
+        self._bar.update(step - self._bar.n)
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        self._bar.set_postfix_str(f"loss {values['loss']:.4f}, {values['images_per_second']:.0f} images/s")
+
+    def say(self, message: str) -> None:
+        tqdm.write(message)
+
+    def close(self) -> None:
+        if hasattr(self, "_bar"):
+            self._bar.close()
+
+
+def train(argv: list[str]) -> None:
+    """Train a configuration and say where the pictures are."""
+    default, name = Config(), None
+    if argv and not argv[0].startswith("-"):
+        default, name = load_experiment(Path(argv[0])), Path(argv[0]).stem
+        argv = argv[1:]
+    arguments = _parse(TrainArguments, argv, "train", TrainArguments(default))
+    config = arguments.config
+    workdir = arguments.workdir or Path("runs") / (name or Path(config.data.name).stem)
+    print(f"run directory: {workdir}")
+    with contextlib.closing(Bar()) as bar:
+        step = loop.fit(config, workdir, bar)
+    print(f"trained for {step} steps; pictures: {workdir / 'samples.png'}, loss: {workdir / 'loss.png'}")
+    print(f"more pictures: ddpm-jax sample {shlex.quote(str(workdir))} --sampler ddim --num-steps 50 -n 64 --seed 1")
+
+
+def load_experiment(path: Path) -> Config:
+    """The `config` of a Python file.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: it does not define a Config called config.
+    """
+    if not path.is_file() or path.suffix != ".py":
+        raise FileNotFoundError(f"no experiment file {path} (a .py file that defines config)")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = getattr(module, "config", None)
+    if not isinstance(config, Config):
+        raise ValueError(f"{path} must define config, a ddpm_jax.train.config.Config, got {type(config).__name__}")
+    return config
+
+
+# ----------------------------------------------------------------------------------------------------------- sample
+
+
+def sample(argv: list[str]) -> None:
+    """Draw images with the averaged parameters of a run's newest checkpoint."""
+    arguments = _parse(SampleArguments, argv, "sample")
+    workdir, n = arguments.workdir, arguments.num_images
+    for name in ("num_images", "batch_size"):
+        if getattr(arguments, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(arguments, name)}")
+    stem = f"{arguments.sampler}_{arguments.num_steps}_seed{arguments.seed}.png"
+    out = arguments.out or workdir / stem
+    choose("ending of --out", out.suffix, {".png": 0, ".npz": 0})
+
+    info = checkpoint.load_run(workdir)
+    config, shape = info.config, info.image_shape
+    table = build.make_table(arguments.sampler, build.make_schedule(config.schedule), arguments.num_steps)
+    model = build.make_model(config.model, shape)
+    params = checkpoint.restore_ema(workdir, build.params_template(model, shape), print)
+    batch_size = min(arguments.batch_size, n)
+    draw = loop.make_draw(model, table, config.sample.clip, (batch_size, *shape))
+    key = jax.random.key(arguments.seed)
+    batches = []
+    with tqdm(total=n, unit="image") as bar:
+        for first in range(0, n, batch_size):
+            batches.append(images.to_uint8(draw(params, key, np.uint32(first))))
+            bar.update(min(batch_size, n - first))
+    pictures = np.concatenate(batches)[:n]
+    if out.suffix == ".png":
+        loop.save_grid(out, pictures)
+    else:
+        save_npz(out, pictures)
+    print(f"{n} images: {out}")
+
+
+def save_npz(path: Path, pictures: np.ndarray) -> None:
+    """images [N, H, W, C] uint8, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "wb") as file:
+        np.savez_compressed(file, images=pictures)
+    partial.replace(path)
+
+
+# ------------------------------------------------------------------------------------------------------------- main
+
+T = TypeVar("T")
+COMMANDS: dict[str, Callable[[list[str]], None]] = {"train": train, "sample": sample}
+
+
+def _parse(cls: type[T], argv: list[str], command: str, default: T = tyro.MISSING_NONPROP) -> T:
+    """tyro's parser; its framed errors as one line."""
+    errors = io.StringIO()
+    columns = os.environ.get("COLUMNS")
+    try:
+        if "-h" not in argv and "--help" not in argv:
+            os.environ["COLUMNS"] = "1000"  # so that tyro does not wrap
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(cls, prog=f"ddpm-jax {command}", args=argv, default=default)
+    except SystemExit as stop:
+        if stop.code == 0:
+            raise
+        lines = [line.strip("│╭╮╰╯─ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", errors.getvalue()).splitlines()]
+        raise ValueError(" ".join(line for line in lines[1:] if line and "helptext" not in line)) from None
+    finally:
+        os.environ.pop("COLUMNS", None) if columns is None else os.environ.update(COLUMNS=columns)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one command. A user's error ends in one line on stderr and exit status 2."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        return
+    try:
+        choose("command", arguments[0], COMMANDS)(arguments[1:])
+    except KeyboardInterrupt:
+        sys.exit("ddpm-jax: stopped; the same command goes on from the last checkpoint")
+    except (ValueError, OSError, FloatingPointError) as error:
+        if os.environ.get("DDPM_JAX_TRACEBACK"):
+            raise
+        print(f"ddpm-jax: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,38 @@
+"""Between the pictures people look at, uint8 in [0, 255], and the images networks see, float32 in [-1, 1]."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def to_float(images: jax.Array | np.ndarray) -> jax.Array:
+    """x / 127.5 - 1: uint8 [0, 255] to float32 [-1, 1].
+
+    Source: Ho et al. 2020 (arXiv:2006.11239), section 3.3.
+
+    Raises:
+      ValueError: images that are not uint8.
+    """
+    if images.dtype != np.uint8:
+        raise ValueError(f"images must be uint8, got {images.dtype}")
+    return jnp.asarray(images, jnp.float32) / 127.5 - 1
+
+
+def to_uint8(images: jax.Array | np.ndarray) -> np.ndarray:
+    """round((x + 1) * 127.5), clipped: the inverse of `to_float`. The reference truncates instead of rounding."""
+    return np.clip(np.round((np.asarray(images, np.float32) + 1) * 127.5), 0, 255).astype(np.uint8)
+
+
+def grid(images: np.ndarray, *, columns: int | None = None, gap: int = 1) -> np.ndarray:
+    """uint8 [N, H, W, C] side by side: one uint8 picture [rows (H + gap) + gap, columns (W + gap) + gap, C].
+
+    As square as it can be, unless the number of columns is given.
+    """
+    n, height, width, channels = images.shape
+    columns = columns or int(np.ceil(np.sqrt(n)))
+    rows = -(-n // columns)
+    picture = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, channels), 255, np.uint8)
+    for i, image in enumerate(images):
+        top, left = gap + i // columns * (height + gap), gap + i % columns * (width + gap)
+        picture[top : top + height, left : left + width] = image
+    return picture

@@ -1,0 +1,168 @@
+"""A run's configuration: frozen dataclasses, the one place where a default is written down.
+
+The defaults are the embedded example: scikit-learn's handwritten digits, a few minutes on a laptop.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+import cattrs
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images."""
+
+    name: str = "digits"
+    """"digits" (embedded), a TFDS name, a folder of images, or an .npy/.npz file of uint8 [N, H, W, C]."""
+    dir: str | None = None
+    """Where TFDS data sets are prepared; TFDS's own default if not given."""
+    split: str = "train"
+    """TFDS split."""
+    image_size: int | None = None
+    """Crop to a square and resize to this; by default images must all have one size."""
+    flip: bool = False
+    """Flip every other image from left to right, at random."""
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """The noise schedule: a function of ddpm_jax.schedules."""
+
+    name: str = "linear"
+    num_timesteps: int = 1000
+    arguments: dict[str, float] = field(default_factory=dict)
+    """What else the function takes, such as beta_end 0.02."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The U-Net; output channels are those of the images."""
+
+    channels: int = 32
+    channel_multipliers: tuple[int, ...] = (1, 2)
+    num_res_blocks: int = 1
+    attention_resolutions: tuple[int, ...] = (4,)
+    dropout: float = 0.0
+    num_groups: int = 8
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of convolutions and matrix products; parameters, norms and loss are float32."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Adam, and the average of parameters."""
+
+    learning_rate: float = 1e-3
+    warmup_steps: int = 100
+    decay_steps: int | None = 3000
+    """Cosine decay to 0 at this step; none keeps the rate after the warm-up."""
+    beta1: float = 0.9
+    beta2: float = 0.999
+    clip_norm: float = 1.0
+    """Gradients are scaled down to this global norm."""
+    ema_decay: float = 0.995
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """The pictures made while training."""
+
+    sampler: str = "ddim"
+    num_steps: int = 50
+    num_images: int = 64
+    clip: float | None = 1.0
+    """The predicted x_0 is clipped to [-clip, clip]; none for data that is not images."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, how often, and the seed of everything."""
+
+    num_steps: int = 3000
+    batch_size: int = 128
+    seed: int = 0
+    log_every: int = 50
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 3
+    sample_every: int = 500
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run."""
+
+    data: DataConfig = DataConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    model: ModelConfig = ModelConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    sample: SampleConfig = SampleConfig()
+    train: TrainConfig = TrainConfig()
+
+    def __post_init__(self):
+        for name in ("num_steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "sample_every"):
+            _at_least_one(f"train.{name}", getattr(self.train, name))
+        for name in ("num_steps", "num_images"):
+            _at_least_one(f"sample.{name}", getattr(self.sample, name))
+        if not 0 <= self.optimizer.ema_decay < 1:
+            raise ValueError(f"optimizer.ema_decay must lie in [0, 1), got {self.optimizer.ema_decay}")
+        if self.optimizer.learning_rate <= 0 or self.optimizer.clip_norm <= 0:
+            raise ValueError(
+                "optimizer.learning_rate and optimizer.clip_norm must be positive, "
+                f"got {self.optimizer.learning_rate} and {self.optimizer.clip_norm}"
+            )
+        decay, warmup = self.optimizer.decay_steps, self.optimizer.warmup_steps
+        if warmup < 0 or (decay is not None and decay <= warmup):
+            raise ValueError(
+                f"optimizer.warmup_steps must be at least 0 and below optimizer.decay_steps, got {warmup} and {decay}"
+            )
+
+
+def _at_least_one(name: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+# What may change when a run is continued: the numbers of step k do not depend on these.
+FREE = ("data.dir", "sample", "train.num_steps", "train.log_every", "train.checkpoint_every",
+        "train.keep_checkpoints", "train.sample_every")  # fmt: skip
+
+T = TypeVar("T")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The configuration as plain JSON values."""
+    return cattrs.unstructure(config)
+
+
+def from_dict(values: dict[str, Any], cls: type[T]) -> T:
+    """The configuration from plain JSON values.
+
+    Raises:
+      ValueError: unknown keys, or values of another type.
+    """
+    converter = cattrs.Converter(forbid_extra_keys=True)
+    try:
+        return converter.structure(values, cls)
+    except cattrs.BaseValidationError as error:
+        raise ValueError(f"not a configuration: {'; '.join(cattrs.transform_error(error))}") from None
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """{"train.seed": 0, ...}: a value per leaf field."""
+    flat = {}
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if dataclasses.is_dataclass(value):
+            flat |= flatten(value, f"{prefix}{item.name}.")
+        else:
+            flat[prefix + item.name] = value
+    return flat
+
+
+def differences(a: Config, b: Config) -> list[str]:
+    """Fields that make a and b different runs, as "name: value in a, value in b"."""
+    flat_a, flat_b = flatten(a), flatten(b)
+    free = lambda name: any(name == f or name.startswith(f + ".") for f in FREE)
+    return [f"{k}: {flat_a[k]!r}, now {flat_b[k]!r}" for k in flat_a if flat_a[k] != flat_b[k] and not free(k)]

@@ -1,0 +1,167 @@
+"""The only training loop: batches in; states, checkpoints, pictures and numbers out."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+import optax
+from flax import linen as nn
+from PIL import Image
+
+from ddpm_jax import checkpoint, data, images, samplers
+from ddpm_jax.models import bind
+from ddpm_jax.train import build, state, step
+from ddpm_jax.train.config import Config
+from ddpm_jax.train.metrics import MetricsLog, plot_loss
+
+Draw = Callable[..., jax.Array]
+
+
+class Report(Protocol):
+    """Who watches: a progress bar, a test."""
+
+    def start(self, first_step: int, num_steps: int) -> None: ...
+    def step(self, step: int) -> None: ...
+    def metrics(self, step: int, values: dict[str, float]) -> None: ...
+    def say(self, message: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything a configuration names, built and checked."""
+
+    config: Config
+    source: data.Source
+    model: nn.Module
+    optimizer: optax.GradientTransformation
+    devices: list[jax.Device]
+    train_step: step.TrainStep
+    draw: Draw
+    key_init: jax.Array
+    key_sample: jax.Array
+
+    def batch(self, k: int) -> np.ndarray:
+        """The batch of step k, [devices, B / devices, H, W, C] uint8."""
+        train = self.config.train
+        pictures = data.batch(self.source, train.seed, k, train.batch_size, flip=self.config.data.flip)
+        return step.shard(pictures, len(self.devices))
+
+    def init(self) -> state.TrainState:
+        """The state before step 0."""
+        return state.init(self.model, self.optimizer, self.source.image_shape, self.key_init)
+
+
+def prepare(config: Config, devices: list[jax.Device] | None = None) -> Run:
+    """Build what the configuration names.
+
+    Raises:
+      ValueError: a configuration that does not fit its data or its devices.
+    """
+    devices = devices or jax.local_devices()
+    step.shard(np.empty(config.train.batch_size), len(devices))  # before anything slow
+    schedule = build.make_schedule(config.schedule)
+    table = build.make_table(config.sample.sampler, schedule, config.sample.num_steps)
+    source = data.load(
+        config.data.name, data_dir=config.data.dir, split=config.data.split, image_size=config.data.image_size
+    )
+    model = build.make_model(config.model, source.image_shape)
+    optimizer = state.make_optimizer(config.optimizer)
+    key_init, key_train, key_sample = jax.random.split(jax.random.key(config.train.seed), 3)
+    return Run(
+        config,
+        source,
+        model,
+        optimizer,
+        devices,
+        step.make_train_step(
+            model, schedule, optimizer, ema_decay=config.optimizer.ema_decay, key=key_train, devices=devices
+        ),
+        make_draw(model, table, config.sample.clip, (config.sample.num_images, *source.image_shape)),
+        key_init,
+        key_sample,
+    )
+
+
+def make_draw(model: nn.Module, table: samplers.Table, clip: float | None, shape: tuple[int, ...]) -> Draw:
+    """draw(params, key, first_index=0) -> x_0 [N, H, W, C], compiled once."""
+
+    def draw(params: Any, key: jax.Array, first_index: int | jax.Array = 0) -> jax.Array:
+        denoise = samplers.denoiser(bind(model, params), clip=clip)
+        return samplers.sample(denoise, table, key, shape, first_index=first_index)
+
+    return jax.jit(draw)
+
+
+def fit(config: Config, workdir: Path, report: Report) -> int:
+    """Train to config.train.num_steps from the newest checkpoint in workdir, or from the beginning.
+
+    The state after step k is a function of (config, k): to stop anywhere and call this again changes nothing.
+
+    Returns:
+      The number of steps the state in workdir has seen.
+
+    Raises:
+      ValueError: a configuration that does not fit its data, its devices or the directory.
+      FloatingPointError: the loss is not finite; nothing of that is saved.
+    """
+    run = prepare(config)
+    checkpoint.open_run(workdir, checkpoint.RunInfo(config, run.source.image_shape, len(run.source)))
+    with checkpoint.checkpoints(workdir, keep=config.train.keep_checkpoints) as saved:
+        template = step.replicated(jax.eval_shape(run.init), run.devices)
+        train_state = saved.restore(template, report.say)
+        if train_state is None:
+            train_state = jax.device_put(jax.jit(run.init)(), jax.tree.map(lambda leaf: leaf.sharding, template))
+        first, last = int(train_state.step), config.train.num_steps
+        checkpoint.record_environment(workdir, first)
+        report.start(first, last)
+        log = MetricsLog(workdir, first)
+        previous: Any = None
+        for k, batch in enumerate(data.prefetch(run.batch, range(first, last)), first + 1):
+            train_state, metrics = run.train_step(train_state, batch)
+            jax.block_until_ready(previous)  # one step is queued behind the one that runs, never more
+            previous = metrics
+            report.step(k)
+            log_now, save_now, draw_now = (
+                k % every == 0 or k == last
+                for every in (config.train.log_every, config.train.checkpoint_every, config.train.sample_every)
+            )
+            values = _finite(k, metrics) if log_now or save_now else {}
+            if log_now:
+                report.metrics(k, log.write(k, **values, batch_size=config.train.batch_size))
+            if save_now:
+                saved.save(train_state)
+            if draw_now:
+                _save_picture(workdir / "samples" / f"step_{k:07d}.png", run, train_state)
+        log.close()
+        _save_picture(workdir / "samples.png", run, train_state)
+        plot_loss(workdir / "metrics.jsonl", workdir / "loss.png")
+        return int(train_state.step)
+
+
+def _finite(k: int, metrics: step.Metrics) -> dict[str, float]:
+    values = {name: float(value) for name, value in metrics.items()}
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise FloatingPointError(f"{name} of step {k} is {value}; the last checkpoint is from before it")
+    return values
+
+
+def _save_picture(path: Path, run: Run, train_state: state.TrainState) -> None:
+    # One device's copy of the replicated parameters: the others need not draw the same pictures.
+    params = jax.tree.map(lambda leaf: leaf.addressable_data(0), train_state.ema_params)
+    save_grid(path, images.to_uint8(run.draw(params, run.key_sample)))
+
+
+def save_grid(path: Path, pictures: np.ndarray) -> None:
+    """uint8 [N, H, W, C] as one PNG, small images enlarged by whole factors."""
+    height = pictures.shape[1]
+    picture = np.repeat(np.repeat(pictures, factor := max(1, 48 // height), axis=1), factor, axis=2)
+    picture = images.grid(picture)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture).save(partial, format="PNG")
+    partial.replace(path)

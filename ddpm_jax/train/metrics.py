@@ -1,0 +1,68 @@
+"""A run's numbers over time: metrics.jsonl, TensorBoard events if it is installed, and a plot."""
+
+import importlib.util
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+class MetricsLog:
+    """Appends to metrics.jsonl; lines of steps that a resumed run will compute again are dropped first."""
+
+    def __init__(self, workdir: Path, first_step: int):
+        path = workdir / "metrics.jsonl"
+        kept = [line for line in read_metrics(path) if line["step"] <= first_step]
+        partial = path.with_name(path.name + ".partial")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        partial.replace(path)
+        self._file = open(path, "a")
+        self._events: Any = _tensorboard(workdir / "tensorboard")
+        self._before = first_step, time.perf_counter()
+
+    def write(self, step: int, loss: float, grad_norm: float, batch_size: int) -> dict[str, float]:
+        """Add a line; returns what it says besides the step."""
+        (step_before, time_before), now = self._before, time.perf_counter()
+        rate = (step - step_before) * batch_size / (now - time_before)
+        self._before = step, now
+        values = {"loss": loss, "grad_norm": grad_norm, "images_per_second": rate}
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        if self._events is not None:
+            for name, value in values.items():
+                self._events.add_scalar(name, np.float32(value), step)
+        return values
+
+    def close(self) -> None:
+        self._file.close()
+        if self._events is not None:
+            self._events.close()
+
+
+def _tensorboard(directory: Path) -> Any:
+    if importlib.util.find_spec("tensorboard") is None:
+        return None
+    from tensorboard.summary import Writer  # optional, and slow to import
+
+    return Writer(str(directory))
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The lines of a metrics file, [] if there is none; a last line cut off by a kill is left out."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def plot_loss(metrics: Path, picture: Path) -> None:
+    """Loss against step, both logarithmic, as a PNG."""
+    from matplotlib.figure import Figure  # slow to import; Figure draws without a display
+
+    lines = read_metrics(metrics)
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.loglog([line["step"] for line in lines], [line["loss"] for line in lines])
+    axes.set(xlabel="step", ylabel="loss", title="L_simple on the training batch")
+    axes.grid(alpha=0.3, which="both")
+    figure.savefig(picture, dpi=120)

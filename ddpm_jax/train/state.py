@@ -1,0 +1,47 @@
+"""What a run has at step k, and how it begins."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+
+from ddpm_jax.train.config import OptimizerConfig
+
+Params = Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """Everything step k + 1 needs besides (config, seed, k). No key: keys are computed from seed and step."""
+
+    step: jax.Array  # int32, updates done so far
+    params: Params
+    ema_params: Params
+    opt_state: optax.OptState
+
+
+def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+    """Adam on gradients clipped to a global norm, with a linear warm-up from 0 and an optional cosine decay to 0.
+
+    Source: Ho et al. 2020 (arXiv:2006.11239), appendix B, and their code: warm-up over 5000 steps, clip 1.
+    """
+    if config.decay_steps is None:
+        rate = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
+        if config.warmup_steps == 0:
+            rate = config.learning_rate
+    else:
+        rate = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, config.warmup_steps, config.decay_steps)
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), optax.adam(rate, config.beta1, config.beta2))
+
+
+def init(
+    model: nn.Module, optimizer: optax.GradientTransformation, image_shape: tuple[int, ...], key: jax.Array
+) -> TrainState:
+    """The state before step 0; traceable, so that jax.eval_shape gives its shapes without memory."""
+    params = model.init(key, jnp.zeros((1, *image_shape)), jnp.zeros((1,)))["params"]
+    # A copy: the state is donated, and a buffer can be donated once.
+    return TrainState(jnp.int32(0), params, jax.tree.map(jnp.copy, params), optimizer.init(params))

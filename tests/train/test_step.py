@@ -1,0 +1,187 @@
+"""The pmapped step against its own definition, on 1, 2 and 4 devices."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ddpm_jax import images, objectives, schedules
+from ddpm_jax.models.layers import dropout
+from ddpm_jax.models.unet import UNet
+from ddpm_jax.train import ema, state, step
+from ddpm_jax.train.config import OptimizerConfig
+
+S = schedules.linear(100)
+KEY = jax.random.key(5)
+BATCH = np.random.RandomState(0).randint(0, 256, (8, 4, 4, 1)).astype(np.uint8)
+CONFIG = OptimizerConfig(learning_rate=0.01, warmup_steps=2, decay_steps=None, clip_norm=0.1, ema_decay=0.5)
+
+
+def small_unet(**options):
+    return UNet(8, (1,), num_res_blocks=1, attention_resolutions=(), out_channels=1, num_groups=4, **options)
+
+
+@pytest.fixture(autouse=True)
+def optax_promotes():
+    """optax multiplies its int32 count by floats, which this suite's strict promotion forbids."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+class Small(nn.Module):
+    """Quick to compile, and with everything that draws: a convolution, the time, dropout."""
+
+    @nn.compact
+    def __call__(self, x_t, t, *, train=False, dropout_keys=None):
+        h = nn.Conv(8, (3, 3))(x_t) + nn.Dense(8)(jnp.sin(t)[:, None])[:, None, None]
+        h = dropout(nn.silu(h), dropout_keys, 0.3) if train else nn.silu(h)
+        return nn.Conv(x_t.shape[-1], (3, 3))(h)
+
+
+class Recorder(nn.Module):
+    """Tells what it was called with, and the dropout mask it would have used."""
+
+    record: object
+
+    @nn.compact
+    def __call__(self, x_t, t, *, train=False, dropout_keys=None):
+        if train:
+            mask = jax.vmap(lambda key: jax.random.bernoulli(key, 0.5, x_t.shape[1:]))(dropout_keys)
+            jax.debug.callback(self.record, x_t, t, mask)
+        return x_t * self.param("scale", nn.initializers.ones, (1, 1, 1, 1))
+
+
+def run(model, num_devices, num_steps=1, config=CONFIG):
+    optimizer = state.make_optimizer(config)
+    devices = jax.local_devices()[:num_devices]
+    train_step = step.make_train_step(model, S, optimizer, ema_decay=config.ema_decay, key=KEY, devices=devices)
+    train_state = jax.jit(lambda: state.init(model, optimizer, BATCH.shape[1:], jax.random.key(0)))()
+    sharding = jax.tree.map(lambda leaf: leaf.sharding, step.replicated(train_state, devices))
+    states, losses = [jax.device_get(train_state)], []
+    train_state = jax.device_put(train_state, sharding)
+    for _ in range(num_steps):
+        train_state, metrics = train_step(train_state, step.shard(BATCH, num_devices))
+        states.append(jax.tree.map(np.array, train_state))
+        losses.append(float(metrics["loss"]))
+    return states, losses
+
+
+def test_every_draw_is_the_same_on_1_2_and_4_devices():
+    def draws(num_devices):
+        calls = []
+        example = lambda t, x_t, mask: (float(t), np.asarray(x_t).tobytes(), np.asarray(mask).tobytes())
+        record = lambda x_t, t, mask: calls.extend(map(example, t, x_t, mask))
+        run(Recorder(record), num_devices, num_steps=2)
+        jax.effects_barrier()
+        return sorted(calls)
+
+    one = draws(1)
+    assert len(one) == 16 and len({c[1] for c in one}) == 16 and len({c[2] for c in one}) == 16
+    assert draws(2) == one and draws(4) == one
+
+
+def test_states_agree_on_1_2_and_4_devices():
+    """Only the order of the gradient's sum differs. Adam divides by its size, so compare where it is not tiny."""
+    (_, *one), losses = run(Small(), 1, 3)
+    for n in (2, 4):
+        (_, *many), losses_n = run(Small(), n, 3)
+        np.testing.assert_allclose(losses_n, losses, rtol=1e-5)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), many[-1].params, one[-1].params)
+
+
+def test_a_step_is_its_definition():
+    """Loss, clipped gradient, Adam and average, written out with the documented keys."""
+    model, optimizer = Small(), state.make_optimizer(CONFIG)
+    (before, after, *_), losses = run(model, 2, 2)
+    key = jax.random.fold_in(KEY, 0)
+
+    def loss(params):
+        total = 0.0
+        for b in range(8):
+            key_t, key_eps, key_dropout = jax.random.split(jax.random.fold_in(key, b), 3)
+            t = jax.random.randint(key_t, (), 0, 100)[None]
+            x_0 = images.to_float(BATCH[b : b + 1])
+            eps = jax.random.normal(key_eps, (4, 4, 1))[None]
+            network = lambda x, t, k=key_dropout: model.apply(
+                {"params": params}, x, t, train=True, dropout_keys=k[None]
+            )
+            total += objectives.simple(network, S, jnp.asarray(x_0), t, eps)[0] / 8
+        return total
+
+    value, grads = jax.jit(jax.value_and_grad(loss))(before.params)
+    assert losses[0] == pytest.approx(float(value), rel=1e-5)
+    assert (CONFIG.clip_norm < optax.tree.norm(grads)) and after.step == 1
+    # First moment after one step: 0.1 of the clipped gradient.
+    clipped = jax.tree.map(lambda g: g * CONFIG.clip_norm / optax.tree.norm(grads), grads)
+    mu = optax.tree.get(after.opt_state, "mu")
+    jax.tree.map(lambda m, g: np.testing.assert_allclose(m, 0.1 * g, atol=1e-7, rtol=1e-3), mu, clipped)
+    assert optimizer.init(before.params)[0] == after.opt_state[0]  # clipping has no state
+
+
+def test_warmup_starts_at_zero_and_ema_as_in_the_paper():
+    (before, first, second, third), _ = run(Small(), 1, 3)
+    same = lambda a, b: all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+    assert same(before.params, first.params)  # rate 0 at step 0
+    assert same(first.ema_params, first.params)
+    # Rate 0.005 at step 1, 0.01 from then on: with Adam's first steps, the largest change of a weight.
+    moved = lambda a, b: max(np.abs(x - y).max() for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+    assert moved(first.params, second.params) == pytest.approx(0.005, rel=0.5)
+    mean = jax.tree.map(lambda a, b: 0.5 * a + 0.5 * b, first.params, second.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), second.ema_params, mean)
+    mean = jax.tree.map(lambda a, b: 0.5 * a + 0.5 * b, second.ema_params, third.params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), third.ema_params, mean)
+
+
+def test_ema_forgets_the_initialization():
+    ema_params = ema.update(7.0, 1.0, jnp.int32(0), 0.9999)
+    assert ema_params == 1.0
+    for k in range(1, 50):
+        ema_params = ema.update(ema_params, 2.0, jnp.int32(k), 0.9)
+    assert ema_params == pytest.approx(2 - 0.9**49, rel=1e-5)
+
+
+def test_learning_rate_schedule():
+    def updates(config, steps):
+        """Adam's update for a constant gradient is minus the rate."""
+        optimizer = state.make_optimizer(config)
+        opt_state, found = optimizer.init(jnp.zeros(1)), []
+        for _ in range(steps):
+            update, opt_state = optimizer.update(jnp.full(1, 0.01), opt_state)
+            found.append(-float(update[0]))
+        return found
+
+    np.testing.assert_allclose(updates(CONFIG, 5), [0, 0.005, 0.01, 0.01, 0.01], rtol=1e-4)
+    cosine = dataclasses.replace(CONFIG, decay_steps=6)
+    expected = [0, 0.005, *(0.005 * (1 + np.cos(np.pi * k / 4)) for k in range(5))]
+    np.testing.assert_allclose(updates(cosine, 7), expected, rtol=1e-4, atol=1e-8)
+    np.testing.assert_allclose(updates(dataclasses.replace(CONFIG, warmup_steps=0), 2), [0.01, 0.01], rtol=1e-4)
+
+
+def test_bf16_keeps_parameters_average_optimizer_and_loss_in_float32():
+    states, losses = run(small_unet(dtype=jnp.bfloat16), 1, 3)
+    floats = [leaf for leaf in jax.tree.leaves(states[-1]) if np.issubdtype(leaf.dtype, np.floating)]
+    assert floats and all(leaf.dtype == np.float32 for leaf in floats)
+    exact, losses_32 = run(small_unet(), 1, 3)
+    np.testing.assert_allclose(losses, losses_32, rtol=2e-2)
+    leaf = lambda s: s.params["mid_res_0"]["conv_1"]["kernel"]
+    assert not np.array_equal(leaf(states[-1]), leaf(exact[-1]))  # it did compute in bf16
+
+
+def test_the_old_state_is_donated():
+    optimizer = state.make_optimizer(CONFIG)
+    model, devices = Small(), jax.local_devices()[:2]
+    train_step = step.make_train_step(model, S, optimizer, ema_decay=0.5, key=KEY, devices=devices)
+    train_state = jax.jit(lambda: state.init(model, optimizer, BATCH.shape[1:], KEY))()
+    train_state = jax.device_put(train_state, jax.tree.map(lambda x: x.sharding, step.replicated(train_state, devices)))
+    train_step(train_state, step.shard(BATCH, 2))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(train_state.params))
+
+
+def test_batch_must_be_divisible_by_devices():
+    with pytest.raises(ValueError, match="batch size 8 is not divisible by the number of devices, 3"):
+        step.shard(BATCH, 3)
+    np.testing.assert_array_equal(step.shard(BATCH, 4)[2, 1], BATCH[5])
