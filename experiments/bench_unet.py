@@ -3,9 +3,10 @@
 Run:       python experiments/bench_unet.py [cifar10|digits] [rounds]
 Needs:     any device; on 2 CPU cores about 2 minutes; the package installed or on PYTHONPATH
 Expect:    the CIFAR-10 network forward at 0.77 and forward + backward at 0.59 of the matrix product's speed or more
-Measured:  2 CPU cores (AMD EPYC, AVX-512), jax 0.10.2, other jobs running; medians of 7 and 21 rounds, GFLOP/s:
-             cifar10  product 173, forward 175, forward + backward 152 (1961 ms), vmapped 127 (2343 ms)
-             digits   product 181, forward 85, forward + backward 69 (181 ms), vmapped 53 (233 ms)
+Measured:  2 CPU cores (AMD EPYC), 24 GiB, Python 3.11, jax 0.10.2, flax 0.12.8; medians of 5 rounds, GFLOP/s.
+             cifar10, machine half taken by others: product 81, forward 88 (1.09 of it), forward + backward 75 (0.93),
+             vmapped 67; the same machine less busy: product 173, forward 175, forward + backward 152, vmapped 127
+             digits: not run yet in its present size
 """
 
 import math
@@ -31,14 +32,14 @@ NETWORKS = {
     "cifar10": (UNet(), 8, (32, 32, 3)),
     "digits": (
         UNet(
-            channels=32,
+            channels=16,
             channel_multipliers=(1, 2),
             num_res_blocks=1,
             attention_resolutions=(4,),
             out_channels=1,
             num_groups=8,
         ),
-        128,
+        64,
         (8, 8, 1),
     ),
 }

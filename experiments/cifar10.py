@@ -2,9 +2,12 @@
 
 Run:       ddpm-jax train experiments/cifar10.py --data.dir DIR    (DIR holds TFDS's cifar10; without it TFDS downloads)
            ddpm-jax sample runs/cifar10 --sampler ddpm --num-steps 1000 -n 50000 --out samples.npz
-Needs:     MEASURED
+Needs:     an accelerator for the paper's recipe; a few steps of batch 8 run anywhere, in 2.5 GiB
 Expect:    FID 3.17, Inception score 9.46 (paper, table 1: 800,000 steps, 50,000 EMA samples, T = 1000, fixed_large)
-Measured:  MEASURED
+Measured:  200 steps of batch 8 (--train.num-steps 200 --train.batch-size 8 --sample.num-images 16): 1670 s with
+           pictures, 1.3 to 2 images/s, 2.5 GiB, loss 1.0 to 0.82 (warm-up of 5000 steps).
+           2 CPU cores (AMD EPYC), 24 GiB, Python 3.11, jax 0.10.2, flax 0.12.8, other jobs running.
+           The paper's recipe: not run yet
 """
 
 from dataclasses import replace

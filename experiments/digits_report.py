@@ -6,7 +6,16 @@ Prints:    1-nearest-neighbour two-sample accuracy (Lopez-Paz & Oquab 2017, arXi
            real digits is classified as real or sampled by its nearest neighbour among the others. 0.5 is perfect; 1
            means samples that look like nothing real, or one real digit repeated.
            Shares of the ten digits and the mean confidence of a judge: logistic regression fitted on the real digits.
-Measured:  MEASURED
+Measured:  `ddpm-jax train` with seed 0, then the two commands above.
+           2 CPU cores (AMD EPYC), 24 GiB, Python 3.11, jax 0.10.2, flax 0.12.8:
+             1-nearest-neighbour two-sample accuracy 0.541 (standard error about 0.011)
+             judge's mean confidence 0.934 on samples, 0.937 on real ones (held out)
+             shares of the digits 8.6 % to 12.7 %
+           Tried for the recipe (same measure, one run each, DDIM-50; 16 channels, batch 64 unless said), cosine decay:
+             lr 2e-3, 4000 steps 0.597; lr 4e-3, 4000 steps 0.581; lr 8e-3, 4500 steps 0.580; lr 6e-3, EMA 0.998,
+             4500 steps 0.586; batch 128, lr 2e-3, 2400 steps 0.578; batch 128, lr 4e-3, 2000 steps 0.591; batch 32,
+             lr 2e-3, 6000 steps 0.604; 24 channels, lr 2e-3, 3000 steps 0.589; 24 channels, batch 32, lr 3e-3,
+             4500 steps 0.622; 32 channels, batch 32, lr 1e-3, 4000 steps 0.625
 """
 
 import sys

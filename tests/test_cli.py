@@ -99,7 +99,7 @@ def test_the_picture_shows_the_samples(run, tmp_path):
         ("train --train.batch-size 0", r"train.batch_size must be at least 1, got 0"),
         ("train --train.batch-size 6", r"batch size 6 is not divisible by the number of devices, 4"),
         ("train --optimizer.ema-decay 1", r"ema_decay must lie in \[0, 1\), got 1"),
-        ("train --optimizer.warmup-steps 5000", r"below optimizer.decay_steps, got 5000 and 3000"),
+        ("train --optimizer.warmup-steps 7000", r"below optimizer.decay_steps, got 7000 and 6000"),
         ("train --schedule.name cosin", r"unknown schedule 'cosin'; did you mean 'cosine'"),
         ("train --schedule.arguments beta_end 2", r"betas must lie in \(0, 1\).*got betas"),
         ("train --schedule.arguments s 2", r"schedule 'linear' takes beta_start, beta_end, got 's'"),

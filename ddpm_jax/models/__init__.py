@@ -1,15 +1,14 @@
 """Networks. One call signature: model(x_t, t, **conditioning)."""
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import jax
 from flax import linen as nn
 
-from ddpm_jax.process import ModelFn
-
 from .unet import UNet as UNet
 
 
-def bind(model: nn.Module, params: Any, **options: Any) -> ModelFn:
+def bind(model: nn.Module, params: Any, **options: Any) -> Callable[[jax.Array, jax.Array], jax.Array]:
     """model_fn(x_t, t) = model(x_t, t, **options) with these parameters."""
     return lambda x_t, t: cast(jax.Array, model.apply({"params": params}, x_t, t, **options))

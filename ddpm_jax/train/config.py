@@ -40,7 +40,7 @@ class ScheduleConfig:
 class ModelConfig:
     """The U-Net; output channels are those of the images."""
 
-    channels: int = 32
+    channels: int = 16
     channel_multipliers: tuple[int, ...] = (1, 2)
     num_res_blocks: int = 1
     attention_resolutions: tuple[int, ...] = (4,)
@@ -54,9 +54,9 @@ class ModelConfig:
 class OptimizerConfig:
     """Adam, and the average of parameters."""
 
-    learning_rate: float = 1e-3
+    learning_rate: float = 6e-3
     warmup_steps: int = 100
-    decay_steps: int | None = 3000
+    decay_steps: int | None = 6000
     """Cosine decay to 0 at this step; none keeps the rate after the warm-up."""
     beta1: float = 0.9
     beta2: float = 0.999
@@ -80,11 +80,11 @@ class SampleConfig:
 class TrainConfig:
     """How long, how often, and the seed of everything."""
 
-    num_steps: int = 3000
-    batch_size: int = 128
+    num_steps: int = 6000
+    batch_size: int = 64
     seed: int = 0
-    log_every: int = 50
-    checkpoint_every: int = 500
+    log_every: int = 100
+    checkpoint_every: int = 1000
     keep_checkpoints: int = 3
     sample_every: int = 500
 
