@@ -1,4 +1,4 @@
-"""The command line: train | sample. The only module that prints."""
+"""The command line: train | sample | samplers. The only module that prints."""
 
 import contextlib
 import dataclasses
@@ -18,14 +18,18 @@ import tyro
 from tqdm import tqdm
 
 from ddpm_jax import checkpoint, images
-from ddpm_jax.names import choose
+from ddpm_jax.names import choose, unknown
+from ddpm_jax.samplers import show
+from ddpm_jax.samplers.catalogue import CATALOGUE, make_table
 from ddpm_jax.train import build, loop
-from ddpm_jax.train.config import Config
+from ddpm_jax.train.config import Config, ScheduleConfig
 
 USAGE = """usage: ddpm-jax COMMAND ...
 
   train [EXPERIMENT.py] [--workdir DIR] [--train.num-steps N ...]   train, or go on where a run stopped
   sample WORKDIR [--sampler ddim] [--num-steps 50] [-n 64]          pictures from a trained run
+  samplers                                                          list the samplers
+  samplers show NAME [--num-steps 10]                               a sampler's table, as assignments
 
 ddpm-jax COMMAND --help lists every option."""
 
@@ -42,9 +46,9 @@ class SampleArguments:
     workdir: tyro.conf.Positional[Path]
     """A run's directory."""
     sampler: str = "ddim"
-    """One of those in ddpm_jax.train.build.SAMPLERS."""
+    """One of those that `ddpm-jax samplers` lists."""
     num_steps: int = 50
-    """Network calls per image."""
+    """Steps; `ddpm-jax samplers` says how many network calls they are."""
     num_images: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 64
     seed: int = 0
     """Image i of a seed is the same whatever num_images and batch_size are."""
@@ -128,7 +132,7 @@ def sample(argv: list[str]) -> None:
 
     info = checkpoint.load_run(workdir)
     config, shape = info.config, info.image_shape
-    table = build.make_table(arguments.sampler, build.make_schedule(config.schedule), arguments.num_steps)
+    table = make_table(arguments.sampler, build.make_schedule(config.schedule), arguments.num_steps)
     model = build.make_model(config.model, shape)
     params = checkpoint.restore_ema(workdir, build.params_template(model, shape), print)
     batch_size = min(arguments.batch_size, n)
@@ -156,10 +160,37 @@ def save_npz(path: Path, pictures: np.ndarray) -> None:
     partial.replace(path)
 
 
+# --------------------------------------------------------------------------------------------------------- samplers
+
+
+@dataclasses.dataclass(frozen=True)
+class ShowArguments:
+    name: tyro.conf.Positional[str]
+    """One of those that `ddpm-jax samplers` lists."""
+    num_steps: int = 10
+    schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
+
+
+def list_samplers(argv: list[str]) -> None:
+    """List all samplers, or show one as a table."""
+    if argv:
+        if argv[0] != "show":
+            raise unknown("subcommand of samplers", argv[0], ["show"])
+        arguments = _parse(ShowArguments, argv[1:], "samplers show")
+        print(show(make_table(arguments.name, build.make_schedule(arguments.schedule), arguments.num_steps)))
+        return
+    schedule = build.make_schedule(ScheduleConfig())
+    width = max(map(len, CATALOGUE))
+    print(f"{'name':{width}}  calls for 20 steps  order  noise  source")
+    for name, entry in CATALOGUE.items():
+        calls, noise = entry.make(schedule, 20).num_calls, "yes" if entry.stochastic else "no"
+        print(f"{name:{width}}  {calls:18}  {entry.order:5}  {noise:5}  {entry.source}")
+
+
 # ------------------------------------------------------------------------------------------------------------- main
 
 T = TypeVar("T")
-COMMANDS: dict[str, Callable[[list[str]], None]] = {"train": train, "sample": sample}
+COMMANDS: dict[str, Callable[[list[str]], None]] = {"train": train, "sample": sample, "samplers": list_samplers}
 
 
 def _parse(cls: type[T], argv: list[str], command: str, default: T = tyro.MISSING_NONPROP) -> T:

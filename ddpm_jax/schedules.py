@@ -221,6 +221,19 @@ def sigmoid_cumprod(
     return from_betas(np.minimum(1 - alphas_cumprod[1:] / alphas_cumprod[:-1], max_beta))
 
 
+def laplace(num_timesteps: int = 1000, *, max_beta: float = 0.999) -> Schedule:
+    """alphas_cumprod(u) = sqrt(snr / (1 + snr)),  log snr = -sign(1/2 - u) log(1 - 2 |1/2 - u| + 1e-6) / 2.
+
+    beta_t = min(1 - alphas_cumprod((t+1)/T) / alphas_cumprod(t/T), max_beta).
+
+    Source: diffusers' "laplace"; Hang & Gu 2024 (arXiv:2407.03297), whose logarithm it halves and whose root it keeps.
+    """
+    u = np.arange(_checked_length(num_timesteps) + 1) / num_timesteps
+    log_snr = -0.5 * np.copysign(1, 0.5 - u) * np.log(1 - 2 * np.abs(0.5 - u) + 1e-6)
+    alphas_cumprod = (1 + np.exp(-log_snr)) ** -0.5
+    return from_betas(np.minimum(1 - alphas_cumprod[1:] / alphas_cumprod[:-1], max_beta))
+
+
 def const(num_timesteps: int = 1000, *, beta_end: float = 0.02) -> Schedule:
     """beta_t = beta_end.
 
@@ -321,7 +334,7 @@ def make_beta_schedule(
 
 BY_NAME: dict[str, Callable[..., Schedule]] = {
     function.__name__: function
-    for function in (linear, linear_rescaled, quad, sqrt, cosine, sigmoid, sigmoid_cumprod, const, jsd, warmup)
+    for function in (linear, linear_rescaled, quad, sqrt, cosine, sigmoid, sigmoid_cumprod, laplace, const, jsd, warmup)
 }
 
 

@@ -23,8 +23,9 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax.models import UNet, bind
+from ddpm_jax.samplers.catalogue import make_table
 from ddpm_jax.train import loop
-from ddpm_jax.train.build import make_schedule, make_table
+from ddpm_jax.train.build import make_schedule
 from ddpm_jax.train.config import Config, ScheduleConfig
 
 NUM_STEPS = 5  # of the sampler

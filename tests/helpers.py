@@ -28,17 +28,24 @@ def relative(actual, expected) -> float:
     return float(np.abs(actual - expected).max() / np.abs(expected).max())
 
 
-def mixture_model(arrays, output="eps", time_scale=1.0):
-    """The exact eps, x_0 or v of a Gaussian mixture: the model the golden loops were run with (golden/README.md)."""
+def mixture_model(arrays, output="eps", time_scale=1.0, alphas_cumprod=None):
+    """The exact eps, x_0 or v of a Gaussian mixture: the model the golden loops were run with (golden/README.md).
+
+    alphas_cumprod, a function of the time the model receives, replaces interpolation in the stored table.
+    """
     mu, s, w = (jnp.asarray(arrays[f"gmm_{name}"], float) for name in ("mu", "s", "w"))
-    table = jnp.asarray(arrays["model_alphas_cumprod"], float)
     size = mu[0].size
     mu = mu.reshape(1, len(w), size)
 
+    def interpolated(t):
+        table = jnp.asarray(arrays["model_alphas_cumprod"], float)
+        return jnp.interp(jnp.clip(t, 0, table.size - 1), jnp.arange(table.size, dtype=float), table)
+
+    at = alphas_cumprod or interpolated
+
     def model_fn(x, t):
         shape, dtype = x.shape, x.dtype
-        position = jnp.clip(t.astype(float) * time_scale, 0, table.size - 1)
-        abar = jnp.interp(position, jnp.arange(table.size, dtype=float), table).reshape(-1, 1)
+        abar = at(t.astype(float) * time_scale).reshape(-1, 1)
         flat = x.astype(float).reshape(shape[0], 1, size)
         v = abar * s.reshape(1, -1) ** 2 + 1 - abar  # [B, K]
         root = jnp.sqrt(abar)[:, :, None]
@@ -80,3 +87,25 @@ def trace(denoise, table, x_T, noise) -> np.ndarray:
         registers = one(jax.tree.map(lambda leaf, k=k: leaf[k], table.rows), registers, noise[k])
         result.append(registers[0])
     return np.stack(result)
+
+
+def with_variance(model_fn, meta):
+    """The golden files' variance head beside a network's output, along the last axis."""
+
+    def both(x, t):
+        time = t.astype(x.dtype).reshape(-1, *(1,) * (x.ndim - 1)) / 1000 - 0.5
+        variance = meta["va"] * jnp.tanh(meta["vg"] * x) + meta["vt"] * time + meta["vb"]
+        return jnp.concatenate([model_fn(x, t), variance], axis=-1)
+
+    return both
+
+
+def affine_model(arrays):
+    """out = M x + u t / 1000 + b per channel, of the golden files; the rows of a variance head are left out."""
+    m, u, b = (jnp.asarray(arrays[name][:3], float) for name in "Mub")
+
+    def model_fn(x, t):
+        time = (u[None] * t.astype(float)[:, None] / 1000).reshape(-1, 3, 1, 1)
+        return jnp.einsum("oc,nchw->nohw", m, x.astype(float)) + time + b.reshape(1, 3, 1, 1)
+
+    return model_fn

@@ -92,7 +92,7 @@ def test_the_picture_shows_the_samples(run, tmp_path):
 @pytest.mark.parametrize(
     "command, message",
     [
-        ("trian", r"unknown command 'trian'; did you mean 'train'\? \(known: train, sample\)"),
+        ("trian", r"unknown command 'trian'; did you mean 'train'\? \(known: train, sample, samplers\)"),
         ("train --train.num-stepz 4", r"Unrecognized options: --train.num-stepz.*--train.num-steps INT"),
         ("train --train.num-steps many", r"--train.num-steps.*'many'.*INT"),
         ("train --model.dtype float16", r"'float16'.*--model.dtype.*'float32', 'bfloat16'"),
@@ -115,7 +115,7 @@ def test_the_picture_shows_the_samples(run, tmp_path):
         ("train --data.name nothing", r"no image below the folder nothing"),
         ("sample nowhere", r"no run in nowhere: nowhere/config.json does not exist"),
         ("sample", r"ddpm-jax sample.*required"),
-        ("sample RUN --sampler plms", r"unknown sampler 'plms'"),
+        ("sample RUN --sampler plsm", r"unknown sampler 'plsm'; did you mean 'plms'"),
         ("sample RUN --num-steps 0", r"num_steps must be a whole number in \[1, 1000\], got 0"),
         ("sample RUN -n 0", r"num_images must be at least 1, got 0"),
         ("sample RUN --out x.gif", r"'.gif'.*\.png, \.npz"),

@@ -1,4 +1,4 @@
-"""Imports only point left: schedules, process, objectives, train, checkpoint, samplers, cli."""
+"""Imports only point left: schedules, process, objectives, train, checkpoint, samplers, guidance, cli."""
 
 import ast
 import subprocess
@@ -18,6 +18,7 @@ ALLOWED = {
     "process": {"names", "schedules"},
     "objectives": {"process", "schedules"},
     "samplers": {"names", "process", "schedules", "samplers"},
+    "guidance": {"process", "samplers"},
     "models": {"models"},
     "data": {"data", "names"},
     "interop": {"models", "names", "interop"},
@@ -33,6 +34,7 @@ FORBIDDEN = {
     "process": {"flax", "optax", "orbax"},
     "objectives": {"flax", "optax", "orbax"},
     "samplers": {"flax", "optax", "orbax"},
+    "guidance": {"flax", "optax", "orbax"},
     "data": {"jax", "flax", "optax", "orbax"},
 }
 

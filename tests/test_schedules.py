@@ -219,12 +219,13 @@ def test_diffusers_tables():
         "scaled_linear": schedules.quad,
         "squaredcos_cap_v2": schedules.cosine,
         "sigmoid": schedules.sigmoid,
+        "laplace": schedules.laplace,
     }
     checked = 0
     for case in meta["cases"]:
         config = dict(case["config"])
         if (make := by_name.get(config.pop("beta_schedule"))) is None:
-            continue  # laplace, exp: not schedules of this line of papers
+            continue  # exp: Heun's only
         s = make(config.pop("num_train_timesteps", 1000), **config)
         if case["rescale_betas_zero_snr"]:
             s = schedules.zero_terminal_snr(s)
@@ -234,7 +235,7 @@ def test_diffusers_tables():
         # Its cumulative product: 1.3e-5 relative for cosine, less for the others (parity checklist, S5).
         close(s.alphas_cumprod, arrays[f"{case['key']}.alphas_cumprod"], rtol=1.5e-5, atol=3e-7)
         checked += 1
-    assert checked == 8
+    assert checked == 9
 
 
 def test_golden_files_say_where_they_come_from():

@@ -1,26 +1,89 @@
 """Samplers as tables, and the one loop that runs them. See `table` for the idea, `grids` for the conventions."""
 
-from ddpm_jax.samplers import grids, run
-from ddpm_jax.samplers.ancestral import ddpm
-from ddpm_jax.samplers.denoise import clipped, denoiser
-from ddpm_jax.samplers.grids import Grid, Level
-from ddpm_jax.samplers.implicit import ddim
+from ddpm_jax.samplers import dpm_grids, grids, run, sigma_grids
+from ddpm_jax.samplers.ablation import edm_ode
+from ddpm_jax.samplers.ancestral import analytic_variances, ddpm
+from ddpm_jax.samplers.configs import from_diffusers_config
+from ddpm_jax.samplers.consistency import lcm, tcd
+from ddpm_jax.samplers.deis import deis
+from ddpm_jax.samplers.denoise import (
+    Denoise,
+    Denoised,
+    clipped,
+    denoiser,
+    edm,
+    mean_denoiser,
+    projected,
+    thresholded,
+)
+from ddpm_jax.samplers.dpm_solver import dpm_solver, dpm_solver_pp
+from ddpm_jax.samplers.euler import euler, euler_ancestral
+from ddpm_jax.samplers.grids import Grid, Level, Pairs
+from ddpm_jax.samplers.heun import heun
+from ddpm_jax.samplers.implicit import ddim, ddim_inverse
+from ddpm_jax.samplers.ipndm import ipndm
+from ddpm_jax.samplers.kdpm2 import kdpm2, kdpm2_ancestral
+from ddpm_jax.samplers.late_churn import euler_late_churn
+from ddpm_jax.samplers.lms import lms
+from ddpm_jax.samplers.pndm import plms, pndm
+from ddpm_jax.samplers.repaint import known, repaint
 from ddpm_jax.samplers.run import sample
+from ddpm_jax.samplers.runner import Runner, pad, stack
+from ddpm_jax.samplers.sa_solver import sa_solver
+from ddpm_jax.samplers.singlestep import dpm_solver_2s_ancestral, dpm_solver_singlestep
 from ddpm_jax.samplers.table import Row, Table, row, sampler, show
+from ddpm_jax.samplers.unipc import unipc
 
 __all__ = [
+    "Denoise",
+    "Denoised",
     "Grid",
     "Level",
+    "Pairs",
     "Row",
+    "Runner",
     "Table",
+    "analytic_variances",
     "clipped",
     "ddim",
+    "ddim_inverse",
     "ddpm",
+    "deis",
     "denoiser",
+    "dpm_grids",
+    "dpm_solver",
+    "dpm_solver_2s_ancestral",
+    "dpm_solver_pp",
+    "dpm_solver_singlestep",
+    "edm",
+    "edm_ode",
+    "euler",
+    "euler_ancestral",
+    "euler_late_churn",
+    "from_diffusers_config",
     "grids",
+    "heun",
+    "ipndm",
+    "kdpm2",
+    "kdpm2_ancestral",
+    "known",
+    "lcm",
+    "lms",
+    "mean_denoiser",
+    "pad",
+    "plms",
+    "pndm",
+    "projected",
+    "repaint",
     "row",
     "run",
+    "sa_solver",
     "sample",
     "sampler",
     "show",
+    "sigma_grids",
+    "stack",
+    "tcd",
+    "thresholded",
+    "unipc",
 ]

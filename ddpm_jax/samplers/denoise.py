@@ -1,64 +1,158 @@
-"""What a network says about x_0 and eps, as functions around functions: `denoise(x, row) -> Prediction(x_0, eps)`.
+"""What a network says about x_0 and eps, as functions around functions: `denoise(x, row) -> Denoised`.
 
-Prediction type and clipping are wrappers here, so that neither samplers nor the loop have options for them.
-`row` gives the noise level of the call: x = row.alpha x_0 + row.sigma eps, and row.time, which the network is told.
+Prediction type, clipping, thresholding and learned variance are wrappers here, so that neither samplers nor the loop
+have options for them. `row` gives the noise level of the call: x = row.alpha x_0 + row.sigma eps, and row.time, which
+the network is told.
 """
 
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 
 from ddpm_jax.names import unknown
-from ddpm_jax.process import ModelFn, Prediction
+from ddpm_jax.process import ModelFn
 from ddpm_jax.samplers.table import Row
 
-Denoise = Callable[[jax.Array, Row], Prediction]
+
+class Denoised(NamedTuple):
+    """x = alpha x_0 + sigma eps, both like x; noise_scale multiplies the noise of the row, None is 1."""
+
+    x_0: jax.Array
+    eps: jax.Array
+    noise_scale: jax.Array | None = None
+
+
+Denoise = Callable[[jax.Array, Row], Denoised]
+PredictionType = Literal["eps", "x_0", "v"]
+VarianceType = Literal["fixed", "learned", "learned_range"]
 EpsAfterClip = Literal["rederived", "raw"]
 
 
 def denoiser(
     model_fn: ModelFn,
-    prediction: Literal["eps", "x_0", "v"] = "eps",
+    prediction: PredictionType = "eps",
     clip: float | None = None,
     eps_after_clip: EpsAfterClip = "rederived",
+    variance: VarianceType = "fixed",
 ) -> Denoise:
     """denoise(x, row) -> (x_0, eps) with x = alpha x_0 + sigma eps, from what the network predicts.
 
+    Source: Nichol & Dhariwal 2021 (arXiv:2102.09672), eq. 15, for "learned_range".
+
     Args:
-      model_fn: model_fn(x [B, ...], t [B] float32) -> like x.
+      model_fn: model_fn(x [B, ...], t [B] float32) -> like x; with a learned variance twice as large along the last
+        axis, the prediction first.
       prediction: what that is.
       clip: x_0 is clipped to [-clip, clip]; None leaves it.
       eps_after_clip: as in `clipped`.
+      variance: "learned": the second half is the log-variance; "learned_range": it is the v in [-1, 1] that
+        interpolates between log beta_tilde and log beta. Samplers other than `ddpm` with the same variance ignore it.
 
     Raises:
-      ValueError: unknown prediction; clip not positive.
+      ValueError: unknown prediction or variance; clip not positive; while tracing, an output of another shape.
     """
     if prediction not in FROM_OUTPUT:
         raise unknown("prediction", prediction, FROM_OUTPUT)
+    if variance not in get_args(VarianceType):
+        raise unknown("variance", variance, get_args(VarianceType))
     from_output = FROM_OUTPUT[prediction]
 
-    def denoise(x: jax.Array, row: Row) -> Prediction:
+    def denoise(x: jax.Array, row: Row) -> Denoised:
         # The network's time is float32 whatever the images are: its embedding is.
-        return from_output(x, model_fn(x, jnp.full(x.shape[:1], row.time, jnp.float32)), row)
+        output = model_fn(x, jnp.full(x.shape[:1], row.time, jnp.float32))
+        channels = x.shape[-1] * (1 if variance == "fixed" else 2)
+        if output.shape != (*x.shape[:-1], channels):
+            raise ValueError(
+                f"with {variance} variance the network must return {(*x.shape[:-1], channels)}, got {output.shape}"
+            )
+        if variance == "fixed":
+            return from_output(x, output, row)
+        output, v = jnp.split(output, 2, axis=-1)
+        # log of the standard deviation in units of the row's own; spread is 0 in rows that learn nothing.
+        log_scale = row.spread * v / 2 if variance == "learned" else row.spread * (1 + v) / 4
+        return from_output(x, output, row)._replace(noise_scale=jnp.exp(log_scale))
 
     return denoise if clip is None else clipped(denoise, clip, eps_after_clip)
 
 
-def _from_eps(x: jax.Array, eps: jax.Array, row: Row) -> Prediction:
-    return Prediction((x - row.sigma * eps) / row.alpha, eps)
+def _from_eps(x: jax.Array, eps: jax.Array, row: Row) -> Denoised:
+    if _is_zero(row.alpha):
+        raise ValueError(
+            f"eps says nothing about x_0 at time {row.time:g}, where alpha is 0 (zero terminal signal-to-noise ratio): "
+            "predict v or x_0, or start the grid later"
+        )
+    return Denoised((x - row.sigma * eps) / row.alpha, eps)
 
 
-def _from_x_0(x: jax.Array, x_0: jax.Array, row: Row) -> Prediction:
-    return Prediction(x_0, (x - row.alpha * x_0) / row.sigma)
+def _from_x_0(x: jax.Array, x_0: jax.Array, row: Row) -> Denoised:
+    if _is_zero(row.sigma):
+        raise ValueError(f"x_0 says nothing about eps at time {row.time:g}, where sigma is 0: predict v or eps")
+    return Denoised(x_0, (x - row.alpha * x_0) / row.sigma)
 
 
-def _from_v(x: jax.Array, v: jax.Array, row: Row) -> Prediction:
-    return Prediction(row.alpha * x - row.sigma * v, row.sigma * x + row.alpha * v)
+def _from_v(x: jax.Array, v: jax.Array, row: Row) -> Denoised:
+    return Denoised(row.alpha * x - row.sigma * v, row.sigma * x + row.alpha * v)
+
+
+def _is_zero(value: object) -> bool:
+    """Whether a number is 0; of a traced one nobody knows. `run.sample` asks with numbers where it can."""
+    return isinstance(value, float) and value == 0
 
 
 FROM_OUTPUT = {"eps": _from_eps, "x_0": _from_x_0, "v": _from_v}
+
+
+def mean_coefficients(row: Row) -> tuple[jax.Array, jax.Array]:
+    """(coef1, coef2) of q_posterior: a row of `ddpm` has X = coef1 x_0 + coef2 x. Read off its normal form."""
+    coef2 = row.update[0, -2] / row.sigma
+    coef1 = row.update[0, -3] - coef2 * row.alpha
+    return jnp.where(coef1 == 0, 1, coef1), coef2  # it is 0 only in rows that fill up a padded table
+
+
+def mean_denoiser(model_fn: ModelFn) -> Denoise:
+    """x_0 = (mean - coef2 x) / coef1, from a network that predicts the mean of x_{t-1} itself, as `ddpm` then has it.
+
+    For tables of `ddpm` only: every other sampler has other coefficients.
+
+    Source: Ho et al. 2020 (arXiv:2006.11239), section 3.2; "PREVIOUS_X" in the code of Nichol & Dhariwal 2021.
+    """
+
+    def denoise(x: jax.Array, row: Row) -> Denoised:
+        coef1, coef2 = mean_coefficients(row)
+        mean = model_fn(x, jnp.full(x.shape[:1], row.time, jnp.float32))
+        return _from_x_0(x, (mean - coef2 * x) / coef1, row)
+
+    return denoise
+
+
+def projected(
+    denoise: Denoise, project: Callable[[jax.Array], jax.Array], eps_after: EpsAfterClip = "rederived"
+) -> Denoise:
+    """x_0 replaced by project(x_0): clipping, thresholding, rounding to a codebook.
+
+    Source: `denoised_fn` in the code of Nichol & Dhariwal 2021 (arXiv:2102.09672).
+
+    Args:
+      denoise: what to wrap.
+      project: x_0 [B, ...] -> like x_0.
+      eps_after: "rederived" solves x = alpha x_0 + sigma eps again with the new x_0 (OpenAI, lucidrains; diffusers'
+        use_clipped_model_output=True); "raw" keeps the network's eps (diffusers' default in DDIM).
+
+    Raises:
+      ValueError: unknown eps_after.
+    """
+    if eps_after not in get_args(EpsAfterClip):
+        raise unknown("eps_after_clip", eps_after, get_args(EpsAfterClip))
+
+    def wrapped(x: jax.Array, row: Row) -> Denoised:
+        found = denoise(x, row)
+        x_0 = project(found.x_0)
+        eps = found.eps if eps_after == "raw" else _from_x_0(x, x_0, row).eps
+        return Denoised(x_0, eps, found.noise_scale)
+
+    return wrapped
 
 
 def clipped(denoise: Denoise, clip: float, eps_after_clip: EpsAfterClip = "rederived") -> Denoise:
@@ -67,20 +161,75 @@ def clipped(denoise: Denoise, clip: float, eps_after_clip: EpsAfterClip = "reder
     Args:
       denoise: what to wrap.
       clip: positive.
-      eps_after_clip: "rederived" solves x = alpha x_0 + sigma eps again with the clipped x_0 (OpenAI, lucidrains;
-        diffusers' use_clipped_model_output=True); "raw" keeps the network's eps (diffusers' default in DDIM).
+      eps_after_clip: as eps_after in `projected`.
 
     Raises:
       ValueError: clip not positive; unknown eps_after_clip.
     """
     if not clip > 0:
         raise ValueError(f"clip must be positive or None, got {clip}")
-    if eps_after_clip not in get_args(EpsAfterClip):
-        raise unknown("eps_after_clip", eps_after_clip, get_args(EpsAfterClip))
+    return projected(denoise, lambda x_0: jnp.clip(x_0, -clip, clip), eps_after_clip)
 
-    def wrapped(x: jax.Array, row: Row) -> Prediction:
-        x_0, eps = denoise(x, row)
-        x_0 = jnp.clip(x_0, -clip, clip)
-        return Prediction(x_0, eps) if eps_after_clip == "raw" else _from_x_0(x, x_0, row)
 
-    return wrapped
+def thresholded(
+    denoise: Denoise, ratio: float = 0.995, max_value: float = 1.0, eps_after_clip: EpsAfterClip = "rederived"
+) -> Denoise:
+    """x_0 clipped to [-s, s] and divided by s = min(max(quantile(|x_0|, ratio), 1), max_value), of each sample.
+
+    Source: Saharia et al. 2022 (arXiv:2205.11487), section 2.3 ("dynamic thresholding"); max_value is diffusers'
+    sample_max_value, whose default 1 makes this plain clipping.
+
+    Args:
+      denoise: what to wrap.
+      ratio: in [0, 1].
+      max_value: at least 1.
+      eps_after_clip: as eps_after in `projected`.
+
+    Raises:
+      ValueError: ratio outside [0, 1]; max_value below 1; unknown eps_after_clip.
+    """
+    if not 0 <= ratio <= 1:
+        raise ValueError(f"ratio must lie in [0, 1], got {ratio}")
+    if not max_value >= 1:
+        raise ValueError(f"max_value must be at least 1, got {max_value}")
+
+    def project(x_0: jax.Array) -> jax.Array:
+        s = jnp.quantile(jnp.abs(x_0).reshape(len(x_0), -1), ratio, axis=1)
+        s = jnp.clip(s, 1, max_value).reshape(-1, *(1,) * (x_0.ndim - 1))
+        return jnp.clip(x_0, -s, s) / s
+
+    return projected(denoise, project, eps_after_clip)
+
+
+def edm(model_fn: ModelFn, sigma_data: float = 0.5, prediction: Literal["eps", "v"] = "eps") -> Denoise:
+    """x_0 = c_skip x + c_out F(c_in x, time) at x = x_0 + s eps: Karras' preconditioning of a network F.
+
+    c_skip = sigma_data^2 / (s^2 + sigma_data^2), c_out = s sigma_data / sqrt(s^2 + sigma_data^2) and
+    c_in = 1 / sqrt(s^2 + sigma_data^2), with s = sigma / alpha of the row. On the levels of `sigma_grids.continuous`
+    alpha is c_in, so X is what F takes in.
+
+    Source: Karras et al. 2022 (arXiv:2206.00364), eq. 7 and table 1.
+
+    Args:
+      model_fn: F(x [B, ...], t [B] float32) -> like x.
+      sigma_data: standard deviation of the data; positive.
+      prediction: "eps" as in the paper; "v" has the opposite sign of c_out, as diffusers' EDM classes have it.
+
+    Raises:
+      ValueError: sigma_data not positive; unknown prediction.
+    """
+    if not sigma_data > 0:
+        raise ValueError(f"sigma_data must be positive, got {sigma_data}")
+    signs = {"eps": 1, "v": -1}
+    if prediction not in signs:
+        raise unknown("prediction", prediction, signs)
+
+    def denoise(x: jax.Array, row: Row) -> Denoised:
+        std = jnp.hypot(row.sigma, sigma_data * row.alpha)  # of X, where x_0 has standard deviation sigma_data
+        sine, cosine = row.sigma / std, sigma_data * row.alpha / std
+        scaled = x / std
+        output = signs[prediction] * model_fn(scaled, jnp.full(x.shape[:1], row.time, jnp.float32))
+        # (x_0 / sigma_data, eps) is (scaled, output) turned by an angle: nothing cancels at small sigma.
+        return Denoised(sigma_data * (cosine * scaled + sine * output), sine * scaled - cosine * output)
+
+    return denoise

@@ -29,14 +29,19 @@ class Level(NamedTuple):
 
 @dataclass(frozen=True)
 class Grid:
-    """Levels from noisy to clean. N steps have N + 1 levels."""
+    """Levels from noisy to clean. N steps have N + 1 levels.
+
+    idle_end: the last level may repeat the one before, as in diffusers' final_sigmas_type="sigma_min" on a grid that
+    reaches the lowest level anyway: a call of the network that changes nothing.
+    """
 
     levels: tuple[Level, ...]
+    idle_end: bool = False
 
     def __post_init__(self):
         if len(self.levels) < 2:
             raise ValueError(f"a grid needs at least 2 levels, got {len(self.levels)}")
-        for s, t in self.steps():
+        for s, t in self.steps()[: -1 if self.idle_end else None]:
             if not t.sigma * s.alpha < s.sigma * t.alpha:
                 raise ValueError(
                     f"noise must decrease strictly along a grid, got sigma/alpha {_ratio(s):.6g} at time {s.time:g} "
@@ -54,6 +59,67 @@ class Grid:
 
 def _ratio(level: Level) -> float:
     return level.sigma / level.alpha if level.alpha else np.inf
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Steps (level now, level next) that do not chain: a step may start at another level than the last one ended at.
+
+    That is an error of the references that do it, and costs accuracy: only samplers that look no further than one
+    step take Pairs, to reproduce them.
+    """
+
+    pairs: tuple[tuple[Level, Level], ...]
+
+    def __post_init__(self):
+        if not self.pairs:
+            raise ValueError("Pairs must have at least 1 step, got none")
+        for s, t in self.pairs:
+            if t.sigma * s.alpha > s.sigma * t.alpha:
+                raise ValueError(
+                    f"a step must not add noise, got sigma/alpha {_ratio(s):.6g} at time {s.time:g} "
+                    f"to {_ratio(t):.6g} at time {t.time:g}"
+                )
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.pairs)
+
+    def steps(self) -> list[tuple[Level, Level]]:
+        """(level now, level next), one pair a step."""
+        return list(self.pairs)
+
+
+def level(schedule: Schedule, index: int, *, last: LastLevel = "clean") -> Level:
+    """The level of an entry of the schedule; below 0, the last level, as in `from_timesteps`.
+
+    Raises:
+      ValueError: index not below T; unknown `last`.
+    """
+    if last not in get_args(LastLevel):
+        raise unknown("last level", last, get_args(LastLevel))
+    if index >= schedule.num_timesteps:
+        raise ValueError(f"timesteps must lie in [0, {schedule.num_timesteps}), got {index}")
+    if index < 0 and last == "clean":
+        return Level(0.0, 1.0, 0.0)
+    i = max(index, 0)
+    alpha, sigma = schedule.alphas_cumprod_float64[i] ** 0.5, schedule.one_minus_alphas_cumprod_float64[i] ** 0.5
+    return Level(float(np.asarray(schedule.timesteps)[i]), float(alpha), float(sigma))
+
+
+def strided(
+    schedule: Schedule, timesteps: Sequence[int] | np.ndarray, stride: int, *, last: LastLevel = "clean"
+) -> Pairs:
+    """Steps from t to t - stride for these t, whatever the next of them is; below 0, to the last level.
+
+    Source: diffusers' DDIM and PNDM classes, with stride T // N. With "linspace", or N that does not divide T, their
+    steps do not chain.
+
+    Raises:
+      ValueError: as `from_timesteps`, but the last timestep may be 0.
+    """
+    from_timesteps(schedule, timesteps)  # checks them
+    return Pairs(tuple((level(schedule, t), level(schedule, t - stride, last=last)) for t in map(int, timesteps)))
 
 
 def from_timesteps(schedule: Schedule, timesteps: Sequence[int] | np.ndarray, *, last: LastLevel = "clean") -> Grid:
@@ -145,6 +211,15 @@ def quad(schedule: Schedule, num_steps: int, *, last: LastLevel = "clean") -> Gr
     return from_timesteps(schedule, np.unique((root**2).astype(int))[::-1], last=last)
 
 
+def lucidrains(schedule: Schedule, num_steps: int, *, last: LastLevel = "clean") -> Grid:
+    """t = int(linspace(-1, T-1, N+1)), reversed, without the -1, where sampling ends: starts at T - 1.
+
+    Source: lucidrains' denoising-diffusion-pytorch, ddim_sample.
+    """
+    steps = np.linspace(-1, schedule.num_timesteps - 1, _checked_steps(schedule, num_steps) + 1).astype(int)
+    return from_timesteps(schedule, steps[:0:-1], last=last)
+
+
 def sections(schedule: Schedule, spacing: int | str | Sequence[int], *, last: LastLevel = "clean") -> Grid:
     """Timesteps of `section_timesteps`, from noisy to clean.
 
@@ -161,7 +236,7 @@ def section_timesteps(num_timesteps: int, spacing: int | str | Sequence[int]) ->
     Args:
       num_timesteps: T.
       spacing: steps per section: 50, [10, 15, 20], or those as text ("50", "10,15,20"); or "ddimN": range(0, T, stride)
-        with the whole stride that gives exactly N steps.
+        with the whole stride that gives exactly N steps; or GLIDE's "fast27": "10,10,3,2,2" with T-3 for its T-1.
 
     Returns:
       [N] int64, increasing.
@@ -170,10 +245,13 @@ def section_timesteps(num_timesteps: int, spacing: int | str | Sequence[int]) ->
       ValueError: text that is neither; more steps than a section has; no whole stride for "ddimN".
     """
     if isinstance(spacing, str):
+        if spacing == "fast27":
+            steps = section_timesteps(num_timesteps, "10,10,3,2,2")
+            return np.sort(np.append(steps[:-1], num_timesteps - 3))
         if spacing.startswith("ddim") and spacing[4:].isdigit():
             return _ddim_stride(num_timesteps, int(spacing[4:]))
         if not all(part.strip().isdigit() for part in spacing.split(",")):
-            raise ValueError(f"spacing must be like '50', '10,15,20' or 'ddim50', got {spacing!r}")
+            raise ValueError(f"spacing must be like '50', '10,15,20', 'ddim50' or 'fast27', got {spacing!r}")
         spacing = [int(part) for part in spacing.split(",")]
     counts = [spacing] if isinstance(spacing, int) else list(spacing)
     size, extra = divmod(num_timesteps, len(counts))

@@ -27,12 +27,30 @@ class _Noise(NamedTuple):
 
 
 def step(denoise: Denoise, row: Row, registers: tuple[jax.Array, ...], z: jax.Array) -> tuple[jax.Array, ...]:
-    """registers <- row.update @ [registers, x_0, eps, z], all at once, with (x_0, eps) = denoise(registers[0])."""
-    x_0, eps = denoise(registers[0], row)
+    """registers <- row.update @ [registers, x_0, eps, z], all at once, with (x_0, eps) = denoise(registers[0]).
+
+    Where the denoiser has learned a variance, z is scaled by its noise_scale.
+    """
+    x_0, eps, noise_scale = denoise(registers[0], row)
+    z = z if noise_scale is None else noise_scale * z
     basis = (*registers, x_0, eps, z)
     # Multiply-adds rather than a matrix product, which accelerators would round to TF32 or bf16.
     combine = lambda weights: functools.reduce(operator.add, (weights[j] * image for j, image in enumerate(basis)))
     return tuple(combine(weights) for weights in row.update)
+
+
+def check_ends(denoise: Denoise, table: Table, like: jax.ShapeDtypeStruct) -> None:
+    """Traces the network once more where a row has alpha = 0 or sigma = 0, if that is known while tracing.
+
+    Raises:
+      ValueError: a prediction that would be divided by 0 there.
+    """
+    rows = table.rows
+    if not all(isinstance(leaf, np.ndarray) for leaf in rows):
+        return
+    for k in np.flatnonzero((rows.alpha == 0) | (rows.sigma == 0)):
+        row = Row._make([*(float(leaf[k]) for leaf in rows[:-1]), jnp.asarray(rows.update[k], like.dtype)])
+        jax.eval_shape(lambda x, row=row: denoise(x, row), like)
 
 
 def sample(
@@ -44,6 +62,7 @@ def sample(
     x_T: jax.Array | None = None,
     noise: jax.Array | None = None,
     first_index: int | jax.Array = 0,
+    num_calls: int | jax.Array | None = None,
 ) -> jax.Array:
     """x_0 [B, ...]: the table run from x_T ~ N(0, I) with one lax.scan. Traceable; jit it.
 
@@ -55,12 +74,15 @@ def sample(
       x_T: [B, ...] standard normal start instead of a drawn one; scaled inside, by table.init.
       noise: [N, B, ...] standard normal z of every row instead of drawn ones.
       first_index: the global index of the first sample of this batch.
+      num_calls: run the first num_calls rows only, in a loop instead of a scan: the number may then be traced, but
+        there is no gradient. For padded tables, see `Runner`.
 
     Returns:
       Like x_T, else float32.
 
     Raises:
-      ValueError: x_T or noise of another shape; no key where something must be drawn.
+      ValueError: x_T or noise of another shape; no key where something must be drawn; a prediction that says nothing
+        at one of the levels (eps at alpha = 0).
     """
     if (x_T is None or noise is None) and key is None:
         raise ValueError("key must not be None unless both x_T and noise are given")
@@ -70,6 +92,7 @@ def sample(
 
     dtype = jnp.float32 if x_T is None else x_T.dtype
     like = jax.ShapeDtypeStruct(shape, dtype)
+    check_ends(denoise, table, like)
     indices = jnp.asarray(first_index, jnp.uint32) + jnp.arange(shape[0], dtype=jnp.uint32)
     draw = _Noise(None if key is None else jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices))
     table = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), table)
@@ -88,5 +111,9 @@ def sample(
 
     zeros = jnp.zeros(shape, dtype)
     registers = (start, *(zeros for _ in range(table.rows.update.shape[1] - 1)))
+    if num_calls is not None:
+        row_at = lambda k: jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, k, keepdims=False), table.rows)
+        step_at = lambda k, registers: body(registers, (k.astype(jnp.uint32), row_at(k)))[0]
+        return jax.lax.fori_loop(0, num_calls, step_at, registers)[0]
     rows = jnp.arange(table.num_calls, dtype=jnp.uint32), table.rows
     return jax.lax.scan(body, registers, rows)[0][0]

@@ -28,11 +28,17 @@ X, SAVED, ACC, M1, M2, M3, X0, EPS, Z = np.eye(len(REGISTERS) + 3)
 
 
 class Row(NamedTuple):
-    """One network call at X = alpha x_0 + sigma eps, and what becomes of the registers."""
+    """One network call at X = alpha x_0 + sigma eps, and what becomes of the registers.
+
+    `variance` and `spread` are for wrappers around the denoiser. A learned log-variance lies `spread` above the log of
+    `variance` at most (log beta above log beta_tilde); where nothing is learned, spread is 0.
+    """
 
     time: Any  # what the network is told
     alpha: Any
     sigma: Any
+    variance: Any  # of the transition that this row samples
+    spread: Any
     update: Any  # [R, R + 3]
 
 
@@ -48,8 +54,14 @@ class Table(NamedTuple):
         return len(self.rows.time)
 
 
-def row(level: Level, **assignments: np.ndarray) -> Row:
+def row(level: Level, *, variance: float | None = None, spread: float = 0.0, **assignments: np.ndarray) -> Row:
     """The row that calls the network at `level` and assigns combinations of the unit vectors to registers.
+
+    Args:
+      level: what the network is told, and how X is composed there.
+      variance: as in Row; by default that of the Z in X.
+      spread: as in Row.
+      assignments: register=combination.
 
     Raises:
       ValueError: unknown register.
@@ -59,7 +71,8 @@ def row(level: Level, **assignments: np.ndarray) -> Row:
         if name not in REGISTERS:
             raise unknown("register", name, REGISTERS)
         update[REGISTERS.index(name)] = combination
-    return Row(level.time, level.alpha, level.sigma, update)
+    variance = update[0, -1] ** 2 if variance is None else variance
+    return Row(level.time, level.alpha, level.sigma, variance, spread, update)
 
 
 P = ParamSpec("P")
@@ -70,10 +83,9 @@ def sampler(generator: Callable[P, Iterator[Row]]) -> Callable[P, Table]:
 
     @functools.wraps(generator)
     def build(*args: P.args, **kwargs: P.kwargs) -> Table:
-        rows = [np.stack(column) for column in zip(*generator(*args, **kwargs), strict=True)]
-        time, alpha, sigma, update = (np.asarray(column, np.float64) for column in rows)
-        init = np.hypot(alpha[0], sigma[0])  # 1 for a variance-preserving process
-        return compact(eliminate_x(Table(Row(time, alpha, sigma, update), init)))
+        rows = Row(*(np.asarray(column, np.float64) for column in zip(*generator(*args, **kwargs), strict=True)))
+        init = np.hypot(rows.alpha[0], rows.sigma[0])  # 1 for a variance-preserving process
+        return compact(eliminate_x(Table(rows, init)))
 
     return build
 
@@ -93,11 +105,16 @@ def eliminate_x(table: Table) -> Table:
 
 
 def compact(table: Table) -> Table:
-    """Without the registers that no row reads: memory for images is what a register costs."""
+    """Without the registers that X never depends on: memory for images is what a register costs."""
     update = table.rows.update
     size = update.shape[1]
-    read = update[:, :, :size] - np.eye(size)  # a register that only keeps its own value is not read
-    used = [0] + [r for r in range(1, size) if np.delete(read, r, axis=1)[:, :, r].any()]
+    # A register that only keeps its own value does not read it.
+    reads = (update[:, :, :size] != np.eye(size)).any(axis=0) & (update[:, :, :size] != 0).any(axis=0)
+    needed = np.zeros(size, bool)
+    needed[0] = True
+    for _ in range(size):
+        needed |= reads[needed].any(axis=0)
+    used = np.flatnonzero(needed)
     columns = [*used, size, size + 1, size + 2]
     return table._replace(rows=table.rows._replace(update=update[:, used][:, :, columns]))
 
@@ -111,7 +128,7 @@ def show(table: Table) -> str:
     registers = ["X", *(f"R{i}" for i in range(1, size))]
     names = [*registers, "X0", "EPS", "Z"]
     lines = [f"X <- {table.init:.5g} Z"]
-    for time, alpha, sigma, update in zip(*(np.asarray(leaf) for leaf in table.rows), strict=True):
+    for time, alpha, sigma, _, _, update in zip(*(np.asarray(leaf) for leaf in table.rows), strict=True):
         assignments = []
         for i, name in enumerate(registers):
             if not np.array_equal(update[i], np.eye(1, size + 3, i)[0]):

@@ -6,24 +6,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ddpm_jax import samplers, schedules
+from ddpm_jax import schedules
 from ddpm_jax.models.unet import UNet
-from ddpm_jax.names import choose
-from ddpm_jax.samplers import Table, grids
 from ddpm_jax.schedules import Schedule
 from ddpm_jax.train.config import ModelConfig, ScheduleConfig
-
-# Steps of fewer than T calls are spread as the sampler's paper spreads them. `ddpm_small` and `ddpm_large` are
-# ancestral sampling with the two fixed variances of Ho et al.
-SAMPLERS = {
-    "ddim": lambda schedule, n: samplers.ddim(_spread(schedule, n)),
-    "ddpm": lambda schedule, n: samplers.ddpm(_spread(schedule, n), variance="fixed_large"),
-    "ddpm_small": lambda schedule, n: samplers.ddpm(_spread(schedule, n), variance="fixed_small"),
-}
-
-
-def _spread(schedule: Schedule, num_steps: int) -> samplers.Grid:
-    return grids.sections(schedule, num_steps)
 
 
 def make_schedule(config: ScheduleConfig) -> Schedule:
@@ -54,15 +40,3 @@ def params_template(model: nn.Module, image_shape: tuple[int, int, int]) -> Any:
     """Shapes and dtypes of the parameters, without memory; traces the model, so its checks run."""
     x, t = jnp.zeros((1, *image_shape)), jnp.zeros((1,))
     return jax.eval_shape(lambda key: model.init(key, x, t)["params"], jax.random.key(0))
-
-
-def make_table(name: str, schedule: Schedule, num_steps: int) -> Table:
-    """The table of a sampler by name, with num_steps network calls.
-
-    Raises:
-      ValueError: unknown sampler; num_steps outside [1, T].
-    """
-    make = choose("sampler", name, SAMPLERS)
-    if not 1 <= num_steps <= schedule.num_timesteps:
-        raise ValueError(f"num_steps must be a whole number in [1, {schedule.num_timesteps}], got {num_steps}")
-    return make(schedule, num_steps)

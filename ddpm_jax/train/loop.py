@@ -14,6 +14,7 @@ from PIL import Image
 
 from ddpm_jax import checkpoint, data, images, samplers
 from ddpm_jax.models import bind
+from ddpm_jax.samplers.catalogue import make_table
 from ddpm_jax.train import build, state, step
 from ddpm_jax.train.config import Config
 from ddpm_jax.train.metrics import MetricsLog, plot_loss
@@ -64,7 +65,7 @@ def prepare(config: Config, devices: list[jax.Device] | None = None) -> Run:
     devices = devices or jax.local_devices()
     step.shard(np.empty(config.train.batch_size), len(devices))  # before anything slow
     schedule = build.make_schedule(config.schedule)
-    table = build.make_table(config.sample.sampler, schedule, config.sample.num_steps)
+    table = make_table(config.sample.sampler, schedule, config.sample.num_steps)
     source = data.load(
         config.data.name, data_dir=config.data.dir, split=config.data.split, image_size=config.data.image_size
     )

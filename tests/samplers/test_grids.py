@@ -116,7 +116,7 @@ def test_ddim_and_ldm_grids():
         (lambda: grids.leading(S, 10, last="one"), r"unknown last level 'one'.*known: clean, first"),
         (lambda: grids.leading(S, 10, last="first"), r"last timestep must be above 0"),
         (lambda: grids.leading(S, 1000, offset=1), r"in \[0, 1000\), got 1000"),
-        (lambda: grids.sections(S, "10,x"), r"like '50', '10,15,20' or 'ddim50', got '10,x'"),
+        (lambda: grids.sections(S, "10,x"), r"like '50', '10,15,20', 'ddim50' or 'fast27', got '10,x'"),
         (lambda: grids.sections(S, "600,600"), r"section of 500 timesteps can give 0 to 500 steps, got 600"),
         (lambda: grids.sections(S, "ddim51"), r"no whole stride takes 51 of 1000"),
         (lambda: Grid((Level(1, 1, 0),)), r"at least 2 levels, got 1"),

@@ -8,7 +8,7 @@ from jax.test_util import check_grads
 
 from ddpm_jax import process, samplers, schedules
 from ddpm_jax.samplers import grids
-from ddpm_jax.samplers.table import EPS, SAVED, X0, Table, X, Z, compact, eliminate_x
+from ddpm_jax.samplers.table import EPS, M1, M2, SAVED, X0, Table, X, Z, compact, eliminate_x
 from tests.helpers import gaussian_model, relative, trace
 
 S = schedules.linear(50)
@@ -87,6 +87,20 @@ def test_passes_keep_the_numbers():
     assert samplers.ddim(GRID).rows.update.shape == (10, 1, 4)
 
 
+def test_compact_keeps_what_x_depends_on_through_other_registers():
+    @samplers.sampler
+    def late(grid):
+        for s, _ in grid.steps():
+            yield samplers.row(s, X=X0 + M1 / 2, M1=M2, M2=EPS, M3=M2)  # nothing reads M3
+
+    table = late(GRID)
+    assert table.rows.update.shape == (10, 3, 6)
+    model = samplers.denoiser(gaussian_model(S, 0.3, 0.2))
+    raw = Table(samplers.Row(*(np.asarray(c, np.float64) for c in zip(*late.__wrapped__(GRID), strict=True))), 1.0)
+    x_T, noise = jax.random.normal(KEY, SHAPE), jnp.zeros((10, *SHAPE))
+    assert relative(trace(model, table, x_T, noise), trace(model, raw, x_T, noise)) < 1e-5
+
+
 def test_right_hand_sides_use_the_old_registers():
     @samplers.sampler
     def swap(grid):
@@ -95,7 +109,7 @@ def test_right_hand_sides_use_the_old_registers():
         yield samplers.row(s, X=SAVED, SAVED=X)
         yield samplers.row(s, X=X + SAVED)
 
-    zero = lambda x, row: process.Prediction(jnp.zeros_like(x), x / row.sigma)  # x_0 = 0: X becomes 0, SAVED x_T
+    zero = lambda x, row: samplers.Denoised(jnp.zeros_like(x), x / row.sigma)  # x_0 = 0: X becomes 0, SAVED x_T
     x_T = jax.random.normal(KEY, SHAPE)
     got = trace(zero, swap(GRID), x_T, jnp.zeros((3, *SHAPE)))
     np.testing.assert_allclose(got[1], x_T, rtol=1e-6)

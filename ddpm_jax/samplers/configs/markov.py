@@ -1,0 +1,289 @@
+"""diffusers' DDPM, DDIM, DDIM-inverse, PNDM, LCM, TCD and RePaint schedulers as tables and denoisers."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from ddpm_jax import schedules
+from ddpm_jax.names import choose
+from ddpm_jax.process import ModelFn
+from ddpm_jax.samplers import grids
+from ddpm_jax.samplers.ancestral import ddpm
+from ddpm_jax.samplers.configs.common import DEFAULTS, Config, Preset, prediction_of, schedule_of
+from ddpm_jax.samplers.consistency import inner_levels, lcm, tcd
+from ddpm_jax.samplers.denoise import Denoise, EpsAfterClip, clipped, denoiser, thresholded
+from ddpm_jax.samplers.grids import Grid, Level, Pairs, level
+from ddpm_jax.samplers.implicit import ddim, ddim_inverse
+from ddpm_jax.samplers.pndm import plms, pndm
+from ddpm_jax.samplers.repaint import resampled, visits
+from ddpm_jax.samplers.table import Row, Table, sampler
+from ddpm_jax.schedules import Schedule
+
+SPACINGS: dict[str, Callable[[Schedule, int, int], Grid]] = {
+    "leading": lambda schedule, n, offset: grids.leading(schedule, n, offset=offset),
+    "trailing": lambda schedule, n, offset: grids.trailing(schedule, n),
+    "linspace": lambda schedule, n, offset: grids.linspace(schedule, n),
+}
+LAST: dict[bool, grids.LastLevel] = {True: "clean", False: "first"}
+
+
+def _spaced(config: Config, schedule: Schedule, num_steps: int | None) -> list[int]:
+    """Timesteps of the configuration's spacing, from noisy to clean."""
+    if num_steps is None:
+        raise ValueError("num_steps must be given where no list of timesteps is")
+    spaced = choose("timestep_spacing", config["timestep_spacing"], SPACINGS)
+    return _times(spaced(schedule, num_steps, config["steps_offset"]))
+
+
+def _times(grid: Grid) -> list[int]:
+    return [int(s.time) for s in grid.levels[:-1]]
+
+
+def _listed(num_steps: int | None, timesteps: Sequence[int] | None) -> bool:
+    """Whether the timesteps are given as a list."""
+    if (num_steps is None) == (timesteps is None):
+        raise ValueError(f"give either num_steps or timesteps, got {num_steps} and {timesteps}")
+    return timesteps is not None
+
+
+def _preset(
+    config: Config, table: Table, eps_after_clip: EpsAfterClip = "rederived", variance: Any = "fixed"
+) -> Preset:
+    """The table with the denoiser of the configuration's prediction, thresholding and clipping.
+
+    Raises:
+      ValueError: a prediction that says nothing at one of the levels, where diffusers divides by 0.
+    """
+    prediction = prediction_of(config)
+    for name, impossible in (("eps", table.rows.alpha == 0), ("x_0", table.rows.sigma == 0)):
+        if prediction == name and impossible.any():
+            time = table.rows.time[np.argmax(impossible)]
+            raise ValueError(
+                f"prediction_type {config['prediction_type']!r} says nothing about the step at time {time:g}, where "
+                f"{'alphas_cumprod is 0' if name == 'eps' else 'the image has no noise'} and diffusers divides by 0; "
+                "use prediction_type 'v_prediction' or other timesteps"
+            )
+
+    def make(model_fn: ModelFn) -> Denoise:
+        denoise = denoiser(model_fn, prediction, variance=variance)
+        if config["thresholding"]:
+            ratio, most = config["dynamic_thresholding_ratio"], config["sample_max_value"]
+            return thresholded(denoise, ratio, most, eps_after_clip)
+        return clipped(denoise, config["clip_sample_range"], eps_after_clip) if config["clip_sample"] else denoise
+
+    return Preset(table, make)
+
+
+def _ddpm(config: Config, num_steps: int | None, *, timesteps: Sequence[int] | None = None) -> Preset:
+    schedule = schedule_of(config) if config["beta_schedule"] != "laplace" else _laplace(config)
+    steps = timesteps if _listed(num_steps, timesteps) else _spaced(config, schedule, num_steps)
+    assert steps is not None
+    name = config["variance_type"]
+    if name == "fixed_large_log":
+        raise ValueError("variance_type 'fixed_large_log' is the root of a logarithm in diffusers: use 'fixed_large'")
+    law = choose("variance_type", name, VARIANCES)
+    # diffusers leaves the noise away at t = 0, rather than at the last step.
+    grid = grids.from_timesteps(schedule, steps)
+    table = ddpm(grid, variance=law, last_step="sample" if steps[-1] > 0 else "mean")
+    preset = _preset(config, table, variance=law if law.startswith("learned") else "fixed")
+    if law == "learned":
+        return preset._replace(denoiser=lambda model_fn: preset.denoiser(_log_variance(model_fn)))
+    return preset
+
+
+VARIANCES: dict[str, Any] = {
+    "fixed_small": "fixed_small",
+    "fixed_small_log": "fixed_small",
+    "fixed_large": "fixed_large",
+    "learned": "learned",
+    "learned_range": "learned_range",
+}
+
+
+def _log_variance(model_fn: ModelFn) -> ModelFn:
+    """diffusers' "learned" networks return the variance itself, OpenAI's its logarithm."""
+
+    def log_model_fn(x, t):
+        output, variance = jnp.split(model_fn(x, t), 2, axis=-1)
+        return jnp.concatenate([output, jnp.log(variance)], axis=-1)
+
+    return log_model_fn
+
+
+def _laplace(config: Config) -> Schedule:
+    if config["rescale_betas_zero_snr"]:
+        return schedules.zero_terminal_snr(schedules.laplace(config["num_train_timesteps"]))
+    return schedules.laplace(config["num_train_timesteps"])
+
+
+def _ddim(config: Config, num_steps: int | None, *, eta: float = 0.0, use_clipped_model_output: bool = False) -> Preset:
+    schedule = schedule_of(config)
+    table = ddim(_strided(config, schedule, num_steps), eta=eta)
+    return _preset(config, table, "rederived" if use_clipped_model_output else "raw")
+
+
+def _strided(config: Config, schedule: Schedule, num_steps: int | None) -> Pairs:
+    """Steps from t to t - T // N, which need not be the next t."""
+    steps = _spaced(config, schedule, num_steps)
+    stride = schedule.num_timesteps // len(steps)
+    return grids.strided(schedule, steps, stride, last=LAST[config["set_alpha_to_one"]])
+
+
+def _ddim_inverse(config: Config, num_steps: int | None) -> Preset:
+    if config["timestep_spacing"] == "linspace":
+        raise ValueError("timestep_spacing must be leading or trailing in DDIMInverseScheduler, got 'linspace'")
+    if config["set_alpha_to_zero"] is not None:  # its old name
+        config = {**config, "set_alpha_to_one": config["set_alpha_to_zero"]}
+    schedule = schedule_of(config)
+    keep = np.cumprod(1 - schedule.betas_float64.astype(np.float32), dtype=np.float64).astype(np.float32)
+
+    def rounded(level: Level) -> Level:
+        k = keep[int(level.time)]
+        return Level(level.time, float(k) ** 0.5, float(1 - k) ** 0.5) if level.sigma > 0 else level
+
+    # With x_0 predicted, (x - alpha x_0) / sigma at the first levels shows float32's 1 - alphas_cumprod, wrong by 2e-4.
+    pairs = _strided(config, schedule, num_steps).pairs
+    return _preset(config, ddim_inverse(Pairs(tuple((rounded(s), rounded(t)) for s, t in pairs))), "raw")
+
+
+def _pndm(config: Config, num_steps: int | None) -> Preset:
+    if config["prediction_type"] == "sample":
+        raise ValueError("prediction_type must be epsilon or v_prediction in PNDMScheduler, got 'sample'")
+    config = {**config, **UNCLIPPED, "rescale_betas_zero_snr": False}
+    schedule = schedule_of(config)
+    pairs = _strided(config, schedule, num_steps)
+    steps, stride = [int(s.time) for s, _ in pairs.pairs], schedule.num_timesteps // pairs.num_steps
+    average = "v" if config["prediction_type"] == "v_prediction" else "eps"
+    at = lambda t: level(schedule, t)
+    if config["skip_prk_steps"]:
+        restart = at(steps[1] + stride) if len(steps) > 1 else None
+        return _preset(config, plms(pairs, average=average, restart=restart))
+    if len(steps) < 4:
+        raise ValueError(f"PNDMScheduler needs at least 4 steps, or skip_prk_steps, got {len(steps)}")
+    middle = [at(t + stride // 2) for t in steps[1:4]]
+    reached = [at(t - stride // 2) for t in steps[:3]]
+    return _preset(config, pndm(pairs, middle=middle, reached=reached, average=average))
+
+
+def _distilled(
+    config: Config,
+    num_steps: int | None,
+    timesteps: Sequence[int] | None,
+    known: np.ndarray,
+    strength: float,
+) -> list[int]:
+    """Evenly chosen ones of the timesteps that the network was distilled at, or those listed."""
+    if _listed(num_steps, timesteps):
+        assert timesteps is not None
+        return list(timesteps)[len(timesteps) - min(int(len(timesteps) * strength), len(timesteps)) :]
+    assert num_steps is not None
+    if not 1 <= num_steps <= len(known):
+        raise ValueError(f"num_steps must lie in [1, {len(known)}], the steps distilled, got {num_steps}")
+    return [int(t) for t in known[::-1][np.floor(np.linspace(0, len(known), num_steps, endpoint=False)).astype(int)]]
+
+
+def _distilled_at(config: Config, original_steps: int, strength: float) -> np.ndarray:
+    length = config["num_train_timesteps"]
+    if not 1 <= original_steps <= length:
+        raise ValueError(f"original_inference_steps must lie in [1, {length}], got {original_steps}")
+    return np.arange(1, int(original_steps * strength) + 1) * (length // original_steps) - 1
+
+
+def _lcm(
+    config: Config,
+    num_steps: int | None,
+    *,
+    original_inference_steps: int | None = None,
+    timesteps: Sequence[int] | None = None,
+    strength: float = 1.0,
+) -> Preset:
+    if timesteps is not None and strength < 1:
+        raise ValueError("strength with a list of timesteps: LCMScheduler then ends in noise; shorten the list instead")
+    original = config["original_inference_steps"] if original_inference_steps is None else original_inference_steps
+    steps = _distilled(config, num_steps, timesteps, _distilled_at(config, original, strength), strength)
+    table = lcm(grids.from_timesteps(schedule_of(config), steps), timestep_scaling=config["timestep_scaling"])
+    return _preset(config, table)
+
+
+def _tcd(
+    config: Config,
+    num_steps: int | None,
+    *,
+    original_inference_steps: int | None = None,
+    timesteps: Sequence[int] | None = None,
+    strength: float = 1.0,
+    eta: float = 0.3,
+) -> Preset:
+    if original_inference_steps is None:
+        known = _distilled_at(config, config["original_inference_steps"], strength)
+    else:  # diffusers then takes every timestep
+        known = np.arange(int(config["num_train_timesteps"] * strength))
+    schedule = schedule_of(config)
+    steps = _distilled(config, num_steps, timesteps, known, strength)
+    grids.from_timesteps(schedule, steps)  # checks them
+    pairs = Pairs(tuple((level(schedule, s), level(schedule, t)) for s, t in zip(steps, [*steps[1:], 0], strict=True)))
+    # The class has settings for clipping and thresholding, and does not read them.
+    return _preset({**config, **UNCLIPPED}, tcd(pairs, inner=inner_levels(schedule, pairs, eta)))
+
+
+def _repaint(
+    config: Config,
+    num_steps: int | None,
+    *,
+    jump_length: int = 10,
+    jump_n_sample: int = 10,
+    eta: float | None = None,
+) -> Preset:
+    if num_steps is None:
+        raise ValueError("num_steps must be given")
+    config = {**config, **UNCLIPPED, "clip_sample": config["clip_sample"], "prediction_type": "epsilon"}
+    schedule = schedule_of({**config, "rescale_betas_zero_snr": False})
+    num_steps = min(num_steps, schedule.num_timesteps)
+    path = visits(num_steps, jump_length, jump_n_sample)
+    table = _repaint_rows(schedule, schedule.num_timesteps // num_steps, path, config["eta"] if eta is None else eta)
+    return _preset(config, table, "raw")
+
+
+@sampler
+def _repaint_rows(schedule: Schedule, stride: int, path: list[tuple[int, int]], eta: float) -> Iterator[Row]:
+    """`repaint`, but a jump up from level i - 1 takes the betas of the levels from i on, one level too noisy."""
+    for i, climb in path:
+        betas = schedule.betas_float64[i * stride : (i + climb) * stride]
+        s, t = level(schedule, i * stride), level(schedule, (i - 1) * stride)
+        yield resampled(s, t, float(np.exp(np.log1p(-betas).sum() / 2)), eta)
+
+
+UNCLIPPED = {
+    "thresholding": False,
+    "dynamic_thresholding_ratio": 0.995,
+    "sample_max_value": 1.0,
+    "clip_sample": False,
+    "clip_sample_range": 1.0,
+}
+SPACED = {**DEFAULTS, **UNCLIPPED, "clip_sample": True, "timestep_spacing": "leading", "steps_offset": 0}
+DISTILLED = {
+    **SPACED,
+    "clip_sample": False,
+    "set_alpha_to_one": True,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "original_inference_steps": 50,
+    "timestep_scaling": 10.0,
+}
+BETAS_ONLY = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas")
+PNDM = {name: SPACED[name] for name in (*BETAS_ONLY, "prediction_type", "timestep_spacing", "steps_offset")}
+REPAINT = {name: SPACED[name] for name in BETAS_ONLY}
+
+CLASSES: dict[str, tuple[Callable[..., Preset], Mapping[str, Any]]] = {
+    "DDPMScheduler": (_ddpm, {**SPACED, "variance_type": "fixed_small"}),
+    "DDIMScheduler": (_ddim, {**SPACED, "set_alpha_to_one": True}),
+    "DDIMInverseScheduler": (_ddim_inverse, {**SPACED, "set_alpha_to_one": True, "set_alpha_to_zero": None}),
+    # Published configurations of PNDM say clip_sample, which the class does not have.
+    "PNDMScheduler": (_pndm, {**PNDM, "skip_prk_steps": False, "set_alpha_to_one": False, "clip_sample": False}),
+    "LCMScheduler": (_lcm, DISTILLED),
+    "TCDScheduler": (_tcd, DISTILLED),
+    "RePaintScheduler": (_repaint, {**REPAINT, "eta": 0.0, "clip_sample": True}),
+}

@@ -1,0 +1,303 @@
+"""diffusers' schedulers that step x / alpha along sigma: Euler, Heun, DPM-2, LMS, and EDM's Euler; and iPNDM.
+
+They start at x_T = sigma_T z, or sqrt(sigma_T^2 + 1) z with "leading" spacing; the network takes in
+x / sqrt(sigma^2 + 1); and what they return is x / alpha, the same as x where the grid ends in sigma = 0.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from math import hypot, inf
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ddpm_jax.names import choose, unknown
+from ddpm_jax.samplers import denoise, sigma_grids
+from ddpm_jax.samplers.configs import float32
+from ddpm_jax.samplers.configs.common import DEFAULTS, PREDICTIONS, Config, Preset, schedule_of
+from ddpm_jax.samplers.euler import euler_ancestral
+from ddpm_jax.samplers.grids import Grid, Level
+from ddpm_jax.samplers.heun import heun
+from ddpm_jax.samplers.ipndm import ipndm
+from ddpm_jax.samplers.kdpm2 import kdpm2, kdpm2_ancestral
+from ddpm_jax.samplers.late_churn import euler_late_churn
+from ddpm_jax.samplers.lms import lms
+from ddpm_jax.samplers.table import Table
+
+
+class Path(NamedTuple):
+    """times[i] is told at sigmas[i]; a list of sigmas may be longer than steps + 1, and its length matters to churn."""
+
+    times: np.ndarray
+    sigmas: np.ndarray
+
+    def grid(self) -> Grid:
+        *called, last = self.sigmas[: len(self.times) + 1]
+        if not called:
+            raise ValueError("a list of timesteps must have at least 1 element and one of sigmas 2, got fewer")
+        levels = [sigma_grids.scaled(float(s), float(t)) for s, t in zip(called, self.times, strict=True)]
+        # alpha = 1 at the end: what these schedulers return is x / alpha.
+        return Grid((*levels, Level(0.0, 1.0, float(last))), idle_end=bool(np.isclose(last, called[-1], rtol=1e-6)))
+
+
+def _steps(config: Config, num_steps: int | None, given: Sequence[float] | None) -> int:
+    """How many steps: num_steps, or as many as are given by hand.
+
+    Raises:
+      ValueError: both or neither; more steps than the schedule has.
+    """
+    if (num_steps is None) == (given is None):
+        raise ValueError(f"give either num_steps or a list of timesteps or sigmas, got {num_steps} and {given}")
+    if num_steps is None:
+        return len(given or ())
+    length = config["num_train_timesteps"]
+    if not isinstance(num_steps, int | np.integer) or not 1 <= num_steps <= length:
+        raise ValueError(f"num_steps must be a whole number in [1, {length}], got {num_steps!r}")
+    return int(num_steps)
+
+
+def _spaced(config: Config, num_steps: int) -> np.ndarray:
+    """Times of timestep_spacing, from noisy to clean; float32 as in diffusers, since they may be fractional."""
+    length = config["num_train_timesteps"]
+    spacings: dict[str, Callable[[], np.ndarray]] = {
+        "linspace": lambda: np.linspace(0, length - 1, num_steps, dtype=np.float32)[::-1],
+        "leading": lambda: np.arange(num_steps)[::-1] * (length // num_steps) + config["steps_offset"],
+        # For some N, such as 61, rounding gives arange one element more, and a last call at time -1.
+        "trailing": lambda: np.arange(length, 0, -length / num_steps).round() - 1,
+    }
+    return choose("timestep_spacing", config["timestep_spacing"], spacings)().astype(np.float64)
+
+
+CONVERSIONS = {
+    "use_karras_sigmas": sigma_grids.karras_sigmas,
+    "use_exponential_sigmas": sigma_grids.exponential_sigmas,
+    "use_beta_sigmas": sigma_grids.beta_sigmas,
+}
+
+
+def _conversion(config: Config) -> Callable[..., np.ndarray] | None:
+    asked = [name for name in CONVERSIONS if config.get(name)]
+    if len(asked) > 1:
+        raise ValueError(f"only one of {', '.join(CONVERSIONS)} can be true, got {' and '.join(asked)}")
+    return CONVERSIONS[asked[0]] if asked else None
+
+
+def _path(config: Config, table: np.ndarray, num_steps: int | None, timesteps: Sequence[float] | None = None) -> Path:
+    """Times and sigmas of any class that has timestep_spacing, with sigma = 0 at the end; `table` has sigma_t."""
+    count = _steps(config, num_steps, timesteps)
+    convert = _conversion(config)
+    if timesteps is not None and convert:
+        raise ValueError("timesteps cannot be given where Karras, exponential or beta sigmas are asked for")
+    times = _spaced(config, count) if timesteps is None else np.asarray(timesteps, np.float32).astype(np.float64)
+    sigmas = np.interp(times, np.arange(len(table)), table)
+    interpolations = {"linear": sigmas, "log_linear": sigma_grids.exponential_sigmas(count + 1, table[0], table[-1])}
+    sigmas = choose("interpolation_type", config.get("interpolation_type", "linear"), interpolations)
+    if convert:
+        low, high = config.get("sigma_min"), config.get("sigma_max")
+        sigmas = convert(count, sigmas[-1] if low is None else low, sigmas[0] if high is None else high)
+        times = np.interp(np.log(sigmas), np.log(table), np.arange(len(table)))
+    return Path(times, np.append(sigmas, 0.0))
+
+
+def _table(config: Config) -> np.ndarray:
+    """sigma_t in diffusers' float32: with a cosine schedule its lowest sigma is off by 4e-4, which shows in x.
+
+    Raises:
+      ValueError: a beta_schedule that the class does not have; trained_betas of another length than says the rest.
+    """
+    # The class with clip_sample, Heun's, is the only one with "exp".
+    known = ("linear", "scaled_linear", "squaredcos_cap_v2", *(("exp",) if "clip_sample" in config else ()))
+    if config["trained_betas"] is None and config["beta_schedule"] not in known:
+        raise unknown("beta_schedule", config["beta_schedule"], known)
+    length = schedule_of({"rescale_betas_zero_snr": False, **config}).num_timesteps
+    if length != config["num_train_timesteps"]:
+        raise ValueError(
+            f"num_train_timesteps must be the number of trained_betas, {length}, got {config['num_train_timesteps']}"
+        )
+    return float32.sigmas(config).astype(np.float64)
+
+
+def _finished(config: Config, table: Table, prediction: Any, clip: float | None = None) -> Preset:
+    """The table with diffusers' start, and the denoiser.
+
+    Raises:
+      ValueError: a grid on which diffusers' own step index goes wrong.
+    """
+    times = np.asarray(table.rows.time, np.float32)
+    if (times[1:] == times[0]).any():
+        raise ValueError(
+            f"the first time of the grid must differ from the others, got {times[0]:g} again: diffusers skips steps "
+            "there; use sigma_grids with a sampler instead"
+        )
+    leading = config["timestep_spacing"] not in ("linspace", "trailing")
+    init = 1.0 if leading else table.rows.sigma[0]
+    return Preset(table._replace(init=init), lambda model_fn: denoise.denoiser(model_fn, prediction, clip))
+
+
+def _prediction(config: Config, *allowed: str) -> Any:
+    """Our name of prediction_type, which must be among those that diffusers implements for the class."""
+    return choose("prediction_type", config["prediction_type"], {name: PREDICTIONS[name] for name in allowed})
+
+
+def euler_discrete(
+    config: Config,
+    num_steps: int | None,
+    *,
+    timesteps: Sequence[float] | None = None,
+    sigmas: Sequence[float] | None = None,
+    s_churn: float = 0.0,
+    s_tmin: float = 0.0,
+    s_tmax: float = inf,
+    s_noise: float = 1.0,
+) -> Preset:
+    """EulerDiscreteScheduler."""
+    known = {**PREDICTIONS, "original_sample": "x_0"}
+    prediction: Any = choose("prediction_type", config["prediction_type"], known)
+    table = _table(config)
+    if sigmas is None:
+        path = _path(config, table, num_steps, timesteps)
+        path.sigmas[-1] = choose("final_sigmas_type", config["final_sigmas_type"], {"zero": 0, "sigma_min": table[0]})
+    else:
+        if timesteps is not None:
+            raise ValueError("timesteps and sigmas cannot both be given")
+        _steps(config, num_steps, sigmas)
+        given = np.asarray(sigmas, np.float32).astype(np.float64)
+        path = Path(np.interp(np.log(given[:-1]), np.log(table), np.arange(len(table))), given)
+    types = {"discrete": False, "continuous": prediction == "v"}  # diffusers: v alone is told log(sigma) / 4
+    if choose("timestep_type", config["timestep_type"], types):
+        if timesteps is not None:
+            raise ValueError("timesteps cannot be given with timestep_type 'continuous'")
+        path = path._replace(times=np.log(path.sigmas[: len(path.times)]) / 4)
+    grid = path.grid()
+    churn = s_churn * grid.num_steps / (len(path.sigmas) - 1)
+    limits = {"s_tmin": float(s_tmin), "s_tmax": float(s_tmax), "s_noise": s_noise}
+    return _finished(config, euler_late_churn(grid, s_churn=churn, prediction=prediction, **limits), prediction)
+
+
+def euler_ancestral_discrete(config: Config, num_steps: int | None) -> Preset:
+    """EulerAncestralDiscreteScheduler."""
+    prediction = _prediction(config, "epsilon", "v_prediction")
+    grid = _path(config, _table(config), num_steps).grid()
+    return _finished(config, euler_ancestral(grid), prediction)
+
+
+def heun_discrete(config: Config, num_steps: int | None, *, timesteps: Sequence[float] | None = None) -> Preset:
+    """HeunDiscreteScheduler."""
+    prediction = _prediction(config, *PREDICTIONS)
+    grid = _path(config, _table(config), num_steps, timesteps).grid()
+    clip = config["clip_sample_range"] if config["clip_sample"] else None
+    return _finished(config, heun(grid), prediction, clip)
+
+
+def _kdpm2(config: Config, num_steps: int | None, build: Callable[..., Table]) -> Preset:
+    prediction = _prediction(config, "epsilon", "v_prediction")
+    table = _table(config)
+    path = _path(config, table, num_steps)
+    if config["use_karras_sigmas"]:
+        path = path._replace(times=path.times.round())  # but not the times half way
+    half_way = sigma_grids.interpolated(table, np.arange(len(table)))
+    return _finished(config, build(path.grid(), half_way), prediction)
+
+
+def kdpm2_discrete(config: Config, num_steps: int | None) -> Preset:
+    """KDPM2DiscreteScheduler."""
+    return _kdpm2(config, num_steps, kdpm2)
+
+
+def kdpm2_ancestral_discrete(config: Config, num_steps: int | None) -> Preset:
+    """KDPM2AncestralDiscreteScheduler."""
+    return _kdpm2(config, num_steps, kdpm2_ancestral)
+
+
+def lms_discrete(config: Config, num_steps: int | None, *, order: int = 4) -> Preset:
+    """LMSDiscreteScheduler."""
+    prediction = _prediction(config, *PREDICTIONS)
+    grid = _path(config, _table(config), num_steps).grid()
+    return _finished(config, lms(grid, order=order), prediction)
+
+
+def edm_grid(config: Config, num_steps: int | None) -> Grid:
+    """The levels of diffusers' EDM classes; the last as it is returned, x itself."""
+    if not isinstance(num_steps, int | np.integer) or num_steps < 1:
+        raise ValueError(f"num_steps must be a whole number of at least 1, got {num_steps!r}")
+    low, high, rho = config["sigma_min"], config["sigma_max"], config["rho"]
+    schedules: dict[str, Callable[[], np.ndarray]] = {
+        "karras": lambda: sigma_grids.karras_sigmas(num_steps, low, high, rho=rho),
+        # diffusers counts from sigma_min up and flips: a single step is at sigma_min.
+        "exponential": lambda: sigma_grids.exponential_sigmas(num_steps, high, low)[::-1],
+    }
+    sigmas = choose("sigma_schedule", config["sigma_schedule"], schedules)()
+    last = choose("final_sigmas_type", config["final_sigmas_type"], {"zero": 0.0, "sigma_min": sigmas[-1]})
+    level_at = sigma_grids.continuous(config["sigma_data"])
+    return Grid((*(level_at(float(s)) for s in sigmas), Level(0.0, 1.0, float(last))), idle_end=last > 0)
+
+
+def edm_preset(config: Config, table: Table) -> Preset:
+    """x_T = sqrt(sigma_max^2 + 1) z, whatever sigma_data; and the preconditioned network."""
+    prediction = _prediction(config, "epsilon", "v_prediction")
+    sigma_data = config["sigma_data"]
+    init = hypot(config["sigma_max"], 1) * table.rows.alpha[0]
+    return Preset(table._replace(init=init), lambda model_fn: denoise.edm(model_fn, sigma_data, prediction))
+
+
+def edm_euler(
+    config: Config,
+    num_steps: int | None,
+    *,
+    s_churn: float = 0.0,
+    s_tmin: float = 0.0,
+    s_tmax: float = inf,
+    s_noise: float = 1.0,
+) -> Preset:
+    """EDMEulerScheduler."""
+    limits = {"s_churn": s_churn, "s_tmin": float(s_tmin), "s_tmax": float(s_tmax), "s_noise": s_noise}
+    grid = edm_grid(config, num_steps)
+    return edm_preset(config, euler_late_churn(grid, prediction="edm", sigma_data=config["sigma_data"], **limits))
+
+
+def ipndm_preset(config: Config, num_steps: int | None) -> Preset:
+    """IPNDMScheduler: sigma = sin^2(pi u / 2), u = 1 .. 0; the network predicts v at 2 / pi atan(sigma / alpha)."""
+    if config["trained_betas"] is not None:
+        sigmas = np.asarray(config["trained_betas"], np.float64)
+    elif not isinstance(num_steps, int | np.integer) or num_steps < 1:
+        raise ValueError(f"num_steps must be a whole number of at least 1, got {num_steps!r}")
+    else:
+        sigmas = np.sin(np.linspace(1, 0, num_steps + 1) * np.pi / 2) ** 2
+    alphas = np.sqrt(1 - sigmas**2)
+    times = np.arctan2(sigmas, alphas) / np.pi * 2
+    levels = zip(times.tolist(), alphas.tolist(), sigmas.tolist(), strict=True)
+    return Preset(ipndm(Grid(tuple(Level(*level) for level in levels))), lambda f: denoise.denoiser(f, "v"))
+
+
+SPACING = {"timestep_spacing": "linspace", "steps_offset": 0}
+FLAGS = dict.fromkeys(CONVERSIONS, False)
+NO_RESCALING = {name: value for name, value in DEFAULTS.items() if name != "rescale_betas_zero_snr"}
+LATENT_ENDS = {"beta_start": 0.00085, "beta_end": 0.012}
+EULER = {
+    "interpolation_type": "linear",
+    "sigma_min": None,
+    "sigma_max": None,
+    "timestep_type": "discrete",
+    "final_sigmas_type": "zero",
+}
+EDM = {
+    "sigma_min": 0.002,
+    "sigma_max": 80.0,
+    "sigma_data": 0.5,
+    "sigma_schedule": "karras",
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "rho": 7.0,
+    "final_sigmas_type": "zero",
+}
+KDPM2 = {**NO_RESCALING, **LATENT_ENDS, **SPACING, **FLAGS}
+
+CLASSES: dict[str, tuple[Callable[..., Preset], Mapping[str, Any]]] = {
+    "EulerDiscreteScheduler": (euler_discrete, {**DEFAULTS, **SPACING, **FLAGS, **EULER}),
+    "EulerAncestralDiscreteScheduler": (euler_ancestral_discrete, {**DEFAULTS, **SPACING}),
+    "HeunDiscreteScheduler": (heun_discrete, {**KDPM2, "clip_sample": False, "clip_sample_range": 1.0}),
+    "KDPM2DiscreteScheduler": (kdpm2_discrete, KDPM2),
+    "KDPM2AncestralDiscreteScheduler": (kdpm2_ancestral_discrete, KDPM2),
+    "LMSDiscreteScheduler": (lms_discrete, {**NO_RESCALING, **SPACING, **FLAGS}),
+    "EDMEulerScheduler": (edm_euler, EDM),
+    "IPNDMScheduler": (ipndm_preset, {"num_train_timesteps": 1000, "trained_betas": None}),
+}
