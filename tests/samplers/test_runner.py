@@ -1,12 +1,14 @@
 """One compiled program for every sampler, the catalogue, and tables of several samplers at once."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ddpm_jax import samplers, schedules
-from ddpm_jax.samplers import grids
+from ddpm_jax.samplers import dpm_grids, fastdpm, grids, sigma_grids
 from ddpm_jax.samplers.catalogue import CATALOGUE, make_table
 
 S = schedules.linear(1000)
@@ -96,6 +98,49 @@ def test_every_number_of_steps_is_finite(name, prediction):
         if name == "fastdpm_var" and n == 1:
             continue  # needs both ends of its beta ramp, and says so
         assert np.isfinite(run(make_table(name, S, n), KEY)).all(), n
+
+
+GRIDS = [
+    *(grids.leading, grids.trailing, grids.linspace, grids.uniform, grids.quad, grids.sections, grids.lucidrains),
+    *(dpm_grids.leading, dpm_grids.linspace, dpm_grids.trailing),
+    *(dpm_grids.log_snr_uniform, dpm_grids.time_uniform, dpm_grids.time_quadratic),
+    *(sigma_grids.linspace, sigma_grids.karras, sigma_grids.exponential, sigma_grids.beta),
+    *(fastdpm.step_grid, fastdpm.var_grid),
+]
+ON_ANY_GRID = [
+    *(samplers.ddpm, samplers.ddim, samplers.plms, samplers.ipndm, samplers.euler, samplers.euler_ancestral),
+    *(samplers.heun, samplers.lms, samplers.sa_solver),
+    *(functools.partial(samplers.deis, order=order) for order in (1, 2, 3)),
+    *(functools.partial(samplers.dpm_solver, order=order, eta=eta) for order in (1, 2, 3) for eta in (0.0, 1.0)),
+    *(functools.partial(samplers.dpm_solver_singlestep, order=order, predict="eps") for order in (2, 3)),
+    *(functools.partial(samplers.unipc, order=order) for order in (1, 2, 3)),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("spread", GRIDS, ids=lambda spread: f"{spread.__module__.split('.')[-1]}.{spread.__name__}")
+def test_every_sampler_on_every_grid_is_finite(spread):
+    predictions = ("eps", "x_0", "v")
+    runs = [
+        samplers.Runner(
+            lambda prediction=prediction: samplers.denoiser(lambda x, t: 0.5 * x, prediction=prediction, clip=1.0),
+            (1, 2, 2, 1),
+            max_calls=20,
+        )
+        for prediction in predictions
+    ]
+    for n in (1, 2, 3, 7, 999, 1000):
+        try:
+            grid = spread(S, n)
+        except ValueError as error:
+            # Some spacings have no single step, or at most T - 1; they say so.
+            assert n in (1, 1000) and "num_steps must be" in str(error), (n, error)
+            continue
+        for sampler in ON_ANY_GRID:
+            table = sampler(grid)
+            assert all(np.isfinite(leaf).all() for leaf in table.rows), (n, sampler)
+            if n <= 7:
+                assert all(np.isfinite(run(table, KEY)).all() for run in runs), (n, sampler)
 
 
 @pytest.mark.parametrize("name", [name for name, entry in CATALOGUE.items() if not entry.stochastic])
