@@ -83,7 +83,7 @@ class TrainConfig:
     num_steps: int = 6000
     batch_size: int = 64
     seed: int = 0
-    log_every: int = 100
+    log_every: int = 20
     checkpoint_every: int = 1000
     keep_checkpoints: int = 3
     sample_every: int = 500

@@ -56,13 +56,19 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 
 def plot_loss(metrics: Path, picture: Path) -> None:
-    """Loss against step, both logarithmic, as a PNG."""
+    """Loss against step, both logarithmic, as a PNG; and its mean over the ten lines around each."""
     from matplotlib.figure import Figure  # slow to import; Figure draws without a display
 
     lines = read_metrics(metrics)
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    axes.loglog([line["step"] for line in lines], [line["loss"] for line in lines])
+    steps, losses = (np.array([line[name] for line in lines]) for name in ("step", "loss"))
+    axes.loglog(steps, losses, alpha=0.3, label="batch")
+    if len(lines) >= 20:
+        window = np.full(10, 0.1)
+        mean = [np.convolve(values, window, "valid") for values in (steps, losses)]
+        axes.loglog(*mean, color="C0", label="mean of 10 lines")
+        axes.legend()
     axes.set(xlabel="step", ylabel="loss", title="L_simple on the training batch")
     axes.grid(alpha=0.3, which="both")
     figure.savefig(picture, dpi=120)
