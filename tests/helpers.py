@@ -20,6 +20,16 @@ def golden(name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         return arrays, json.loads(str(file["meta"]))
 
 
+def traces_of(classes) -> list[str]:
+    """Names of the golden traces of these scheduler classes of diffusers."""
+    found = []
+    for path in sorted((GOLDEN / "diffusers").glob("*.npz")):
+        with np.load(path) as file:
+            if json.loads(str(file["meta"])).get("cls") in classes:
+                found.append(path.stem)
+    return found
+
+
 def relative(actual, expected) -> float:
     """max |actual - expected| / max |expected|."""
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)

@@ -95,6 +95,4 @@ def make_table(name: str, schedule: Schedule, num_steps: int) -> Table:
       ValueError: unknown sampler; num_steps outside [1, T], or fewer than the sampler needs.
     """
     entry = choose("sampler", name, CATALOGUE)
-    if not 1 <= num_steps <= schedule.num_timesteps:
-        raise ValueError(f"num_steps must be a whole number in [1, {schedule.num_timesteps}], got {num_steps}")
-    return entry.make(schedule, num_steps)
+    return entry.make(schedule, grids.checked_steps(num_steps, schedule.num_timesteps))

@@ -12,7 +12,7 @@ import numpy as np
 
 from ddpm_jax.names import unknown
 from ddpm_jax.samplers.exponential import log_snr
-from ddpm_jax.samplers.grids import Grid, Level
+from ddpm_jax.samplers.grids import Grid, Level, checked_steps, checked_timesteps
 from ddpm_jax.samplers.sigma_grids import of_schedule, ratio, scaled
 from ddpm_jax.schedules import Schedule
 
@@ -76,12 +76,7 @@ def levels_at(schedule: Schedule, timesteps: Sequence[int] | np.ndarray) -> list
     Raises:
       ValueError: timesteps empty, or not whole numbers in [0, T).
     """
-    steps = np.asarray(timesteps)
-    if steps.ndim != 1 or steps.size == 0 or steps.dtype.kind not in "iu":
-        raise ValueError(f"timesteps must be a non-empty list of integers, got {timesteps!r}")
-    if steps.min() < 0 or steps.max() >= schedule.num_timesteps:
-        bad = steps.min() if steps.min() < 0 else steps.max()
-        raise ValueError(f"timesteps must lie in [0, {schedule.num_timesteps}), got {bad}")
+    steps = checked_timesteps(schedule, timesteps)
     sigmas = of_schedule(schedule)
     return [scaled(float(sigmas[i]), _time(schedule, float(i))) for i in steps]
 
@@ -94,7 +89,7 @@ def leading(
     Source: diffusers' timestep_spacing "leading" in its DPM-Solver, UniPC, DEIS and SA-Solver classes.
     """
     length = kept_timesteps(schedule, lambda_min)
-    steps = np.arange(_checked(num_steps, length - 1) + 1) * (length // (num_steps + 1))
+    steps = np.arange(checked_steps(num_steps, length - 1) + 1) * (length // (num_steps + 1))
     return at_timesteps(schedule, steps[:0:-1] + offset, last=last)
 
 
@@ -104,7 +99,7 @@ def linspace(schedule: Schedule, num_steps: int, *, last: Last = "clean", lambda
     Source: as `leading`, for "linspace"; the only spacing of the singlestep class.
     """
     length = kept_timesteps(schedule, lambda_min)
-    steps = np.round(np.linspace(0, length - 1, _checked(num_steps, length - 1) + 1)).astype(int)
+    steps = np.round(np.linspace(0, length - 1, checked_steps(num_steps, length - 1) + 1)).astype(int)
     return at_timesteps(schedule, steps[:0:-1], last=last)
 
 
@@ -114,7 +109,7 @@ def trailing(schedule: Schedule, num_steps: int, *, last: Last = "clean", lambda
     Source: as `leading`, for "trailing".
     """
     length = kept_timesteps(schedule, lambda_min)
-    stride = schedule.num_timesteps / _checked(num_steps, schedule.num_timesteps)
+    stride = schedule.num_timesteps / checked_steps(num_steps, schedule.num_timesteps)
     steps = np.round(np.arange(length, 0, -stride)).astype(int) - 1
     return at_timesteps(schedule, steps[:num_steps], last=last)
 
@@ -244,9 +239,3 @@ def continuous(
     else:
         raise unknown("coordinate", coordinate, ("time", "sqrt_time", "log_snr"))
     return Grid((*map(level, times), *([CLEAN] if denoise_to_zero else [])))
-
-
-def _checked(num_steps: int, most: int) -> int:
-    if not isinstance(num_steps, int | np.integer) or not 1 <= num_steps <= most:
-        raise ValueError(f"num_steps must be a whole number in [1, {most}], got {num_steps!r}")
-    return int(num_steps)

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.optimize import brentq
 
 from ddpm_jax.names import unknown
-from ddpm_jax.samplers.grids import Grid, Level, from_timesteps, quad
+from ddpm_jax.samplers.grids import Grid, Level, checked_steps, from_timesteps, quad
 from ddpm_jax.schedules import Schedule
 
 Shape = Literal["linear", "quadratic"]
@@ -30,8 +30,7 @@ def step_grid(schedule: Schedule, num_steps: int, shape: Shape = "linear") -> Gr
     _check(shape, Shape, "shape")
     if shape == "quadratic":
         return quad(schedule, num_steps)
-    if not isinstance(num_steps, int | np.integer) or not 1 <= num_steps <= schedule.num_timesteps:
-        raise ValueError(f"num_steps must be a whole number in [1, {schedule.num_timesteps}], got {num_steps!r}")
+    checked_steps(num_steps, schedule.num_timesteps)
     steps = np.arange(num_steps) * (schedule.num_timesteps - 1) // max(num_steps - 1, 1)
     return from_timesteps(schedule, steps[::-1])
 
@@ -56,8 +55,7 @@ def var_grid(schedule: Schedule, num_steps: int, shape: Shape = "linear", search
     """
     _check(shape, Shape, "shape")
     _check(search, Search, "search")
-    if not isinstance(num_steps, int | np.integer) or not 2 <= num_steps <= schedule.num_timesteps:
-        raise ValueError(f"num_steps must be a whole number in [2, {schedule.num_timesteps}], got {num_steps!r}")
+    checked_steps(num_steps, schedule.num_timesteps, least=2)
     first = schedule.betas_float64[0]
     index = np.arange(num_steps)
     grow = {"linear": lambda x: first * (1 + index * x), "quadratic": lambda x: first * (1 + index * x) ** 2}[shape]

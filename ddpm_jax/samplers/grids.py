@@ -134,12 +134,7 @@ def from_timesteps(schedule: Schedule, timesteps: Sequence[int] | np.ndarray, *,
     Raises:
       ValueError: timesteps empty, not integers, outside [0, T), or not decreasing; unknown `last`.
     """
-    steps = np.asarray(timesteps)
-    if steps.ndim != 1 or steps.size == 0 or steps.dtype.kind not in "iu":
-        raise ValueError(f"timesteps must be a non-empty list of integers, got {timesteps!r}")
-    if steps.min() < 0 or steps.max() >= schedule.num_timesteps:
-        bad = steps.min() if steps.min() < 0 else steps.max()
-        raise ValueError(f"timesteps must lie in [0, {schedule.num_timesteps}), got {bad}")
+    steps = checked_timesteps(schedule, timesteps)
     if (np.diff(steps) >= 0).any():
         bad = int(np.argmax(np.diff(steps) >= 0))
         raise ValueError(f"timesteps must decrease strictly, got {steps[bad]} followed by {steps[bad + 1]}")
@@ -156,10 +151,31 @@ def from_timesteps(schedule: Schedule, timesteps: Sequence[int] | np.ndarray, *,
     return Grid((*levels, end))
 
 
-def _checked_steps(schedule: Schedule, num_steps: int) -> int:
-    if not isinstance(num_steps, int | np.integer) or not 1 <= num_steps <= schedule.num_timesteps:
-        raise ValueError(f"num_steps must be a whole number in [1, {schedule.num_timesteps}], got {num_steps!r}")
+def checked_steps(num_steps: object, most: int | None = None, *, least: int = 1) -> int:
+    """num_steps, a whole number in [least, most], without an upper end where most is None.
+
+    Raises:
+      ValueError: it is not.
+    """
+    if not isinstance(num_steps, int | np.integer) or num_steps < least or (most is not None and num_steps > most):
+        allowed = f"of at least {least}" if most is None else f"in [{least}, {most}]"
+        raise ValueError(f"num_steps must be a whole number {allowed}, got {num_steps!r}")
     return int(num_steps)
+
+
+def checked_timesteps(schedule: Schedule, timesteps: Sequence[int] | np.ndarray) -> np.ndarray:
+    """timesteps as an array [N] of integers in [0, T).
+
+    Raises:
+      ValueError: they are not, or there are none.
+    """
+    steps = np.asarray(timesteps)
+    if steps.ndim != 1 or steps.size == 0 or steps.dtype.kind not in "iu":
+        raise ValueError(f"timesteps must be a non-empty list of integers, got {timesteps!r}")
+    if steps.min() < 0 or steps.max() >= schedule.num_timesteps:
+        bad = steps.min() if steps.min() < 0 else steps.max()
+        raise ValueError(f"timesteps must lie in [0, {schedule.num_timesteps}), got {bad}")
+    return steps
 
 
 def leading(schedule: Schedule, num_steps: int, *, offset: int = 0, last: LastLevel = "clean") -> Grid:
@@ -167,7 +183,7 @@ def leading(schedule: Schedule, num_steps: int, *, offset: int = 0, last: LastLe
 
     Source: diffusers' timestep_spacing "leading" with steps_offset, in its DDPM, DDIM, PNDM and Euler classes.
     """
-    stride = schedule.num_timesteps // _checked_steps(schedule, num_steps)
+    stride = schedule.num_timesteps // checked_steps(num_steps, schedule.num_timesteps)
     return from_timesteps(schedule, np.arange(num_steps)[::-1] * stride + offset, last=last)
 
 
@@ -177,7 +193,7 @@ def trailing(schedule: Schedule, num_steps: int, *, last: LastLevel = "clean") -
     Source: diffusers' timestep_spacing "trailing"; Lin et al. 2023 (arXiv:2305.08891), table 2.
     """
     length = schedule.num_timesteps
-    stride = length / _checked_steps(schedule, num_steps)
+    stride = length / checked_steps(num_steps, schedule.num_timesteps)
     return from_timesteps(schedule, np.round(np.arange(length, 0, -stride)[:num_steps]).astype(int) - 1, last=last)
 
 
@@ -186,7 +202,9 @@ def linspace(schedule: Schedule, num_steps: int, *, last: LastLevel = "clean") -
 
     Source: diffusers' timestep_spacing "linspace", in its DDPM, DDIM and PNDM classes.
     """
-    steps = np.round(np.linspace(0, schedule.num_timesteps - 1, _checked_steps(schedule, num_steps))).astype(int)
+    steps = np.round(
+        np.linspace(0, schedule.num_timesteps - 1, checked_steps(num_steps, schedule.num_timesteps))
+    ).astype(int)
     return from_timesteps(schedule, steps[::-1], last=last)
 
 
@@ -195,7 +213,7 @@ def uniform(schedule: Schedule, num_steps: int, *, last: LastLevel = "clean") ->
 
     Source: Song et al. 2021 (arXiv:2010.02502), appendix D.3 "linear"; their code's skip_type "uniform".
     """
-    stride = schedule.num_timesteps // _checked_steps(schedule, num_steps)
+    stride = schedule.num_timesteps // checked_steps(num_steps, schedule.num_timesteps)
     return from_timesteps(schedule, np.arange(0, schedule.num_timesteps, stride)[::-1], last=last)
 
 
@@ -207,7 +225,7 @@ def quad(schedule: Schedule, num_steps: int, *, last: LastLevel = "clean") -> Gr
 
     Source: Song et al. 2021 (arXiv:2010.02502), appendix D.3 "quadratic"; their code's skip_type "quad".
     """
-    root = np.linspace(0, np.sqrt(0.8 * schedule.num_timesteps), _checked_steps(schedule, num_steps))
+    root = np.linspace(0, np.sqrt(0.8 * schedule.num_timesteps), checked_steps(num_steps, schedule.num_timesteps))
     return from_timesteps(schedule, np.unique((root**2).astype(int))[::-1], last=last)
 
 
@@ -216,7 +234,9 @@ def lucidrains(schedule: Schedule, num_steps: int, *, last: LastLevel = "clean")
 
     Source: lucidrains' denoising-diffusion-pytorch, ddim_sample.
     """
-    steps = np.linspace(-1, schedule.num_timesteps - 1, _checked_steps(schedule, num_steps) + 1).astype(int)
+    steps = np.linspace(-1, schedule.num_timesteps - 1, checked_steps(num_steps, schedule.num_timesteps) + 1).astype(
+        int
+    )
     return from_timesteps(schedule, steps[:0:-1], last=last)
 
 

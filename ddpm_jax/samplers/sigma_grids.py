@@ -13,7 +13,7 @@ from math import hypot, inf, log, sqrt
 import numpy as np
 from scipy.special import betaincinv
 
-from ddpm_jax.samplers.grids import Grid, Level
+from ddpm_jax.samplers.grids import Grid, Level, checked_steps
 from ddpm_jax.schedules import Schedule
 
 LevelAt = Callable[[float], Level]
@@ -98,7 +98,7 @@ def linspace(schedule: Schedule, num_steps: int) -> Grid:
 
     Source: diffusers' timestep_spacing "linspace" in its sigma-form classes; k-diffusion's get_sigmas.
     """
-    return from_times(schedule, np.linspace(schedule.num_timesteps - 1, 0, _checked(num_steps)))
+    return from_times(schedule, np.linspace(schedule.num_timesteps - 1, 0, checked_steps(num_steps)))
 
 
 def karras(
@@ -155,17 +155,17 @@ def edm(
 def karras_sigmas(num: int, sigma_min: float, sigma_max: float, *, rho: float = 7.0) -> np.ndarray:
     """sigma_i = (sigma_max^(1/rho) + i / (num - 1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho, i = 0 .. num-1."""
     start, end = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
-    return (start + np.linspace(0, 1, _checked(num)) * (end - start)) ** rho
+    return (start + np.linspace(0, 1, checked_steps(num)) * (end - start)) ** rho
 
 
 def exponential_sigmas(num: int, sigma_min: float, sigma_max: float) -> np.ndarray:
     """sigma_i = sigma_max^(1 - u) sigma_min^u,  u = i / (num - 1)."""
-    return np.exp(np.linspace(log(sigma_max), log(sigma_min), _checked(num)))
+    return np.exp(np.linspace(log(sigma_max), log(sigma_min), checked_steps(num)))
 
 
 def beta_sigmas(num: int, sigma_min: float, sigma_max: float, *, a: float = 0.6, b: float = 0.6) -> np.ndarray:
     """sigma_i = sigma_min + (sigma_max - sigma_min) Q(1 - i / (num - 1)), Q the quantiles of the Beta(a, b) law."""
-    return sigma_min + (sigma_max - sigma_min) * betaincinv(a, b, 1 - np.linspace(0, 1, _checked(num)))
+    return sigma_min + (sigma_max - sigma_min) * betaincinv(a, b, 1 - np.linspace(0, 1, checked_steps(num)))
 
 
 def vp_sigmas(num: int, *, beta_d: float = 19.9, beta_min: float = 0.1, time_min: float = 1e-3) -> np.ndarray:
@@ -173,7 +173,7 @@ def vp_sigmas(num: int, *, beta_d: float = 19.9, beta_min: float = 0.1, time_min
 
     Source: Karras et al. 2022 (arXiv:2206.00364), table 1 (VP); Song et al. 2021 (arXiv:2011.13456), appendix C.
     """
-    t = np.linspace(1, time_min, _checked(num))
+    t = np.linspace(1, time_min, checked_steps(num))
     return np.sqrt(np.expm1(beta_d / 2 * t**2 + beta_min * t))
 
 
@@ -196,7 +196,7 @@ def iddpm_sigmas(
     growth = np.log(np.maximum(a[:-1] / a[1:], c_1))[::-1]  # of j = M-1 .. 0
     u = np.sqrt(np.expm1(-np.cumsum(growth)))[::-1]
     u = u[(sigma_min <= u) & (u <= sigma_max)]
-    return u[np.round(np.linspace(0, len(u) - 1, _checked(num))).astype(int)]
+    return u[np.round(np.linspace(0, len(u) - 1, checked_steps(num))).astype(int)]
 
 
 def churned(
@@ -219,9 +219,3 @@ def _ends(schedule: Schedule, sigma_min: float | None, sigma_max: float | None) 
         float(sigmas[0]) if sigma_min is None else sigma_min,
         float(sigmas[-1]) if sigma_max is None else sigma_max,
     )
-
-
-def _checked(num_steps: int) -> int:
-    if not isinstance(num_steps, int | np.integer) or num_steps < 1:
-        raise ValueError(f"num_steps must be a whole number of at least 1, got {num_steps!r}")
-    return int(num_steps)

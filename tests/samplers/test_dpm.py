@@ -11,20 +11,9 @@ import pytest
 
 from ddpm_jax.samplers.configs import dpm, float32, from_diffusers_config
 from ddpm_jax.samplers.configs.common import DEFAULTS
-from tests.helpers import GOLDEN, golden, mixture_model, relative, trace, with_variance
+from tests.helpers import GOLDEN, golden, mixture_model, relative, trace, traces_of, with_variance
 
-
-def names_of(classes):
-    """Golden files of these classes of diffusers."""
-    found = []
-    for path in sorted((GOLDEN / "diffusers").glob("*.npz")):
-        with np.load(path) as file:
-            if json.loads(str(file["meta"])).get("cls") in classes:
-                found.append(path.stem)
-    return found
-
-
-NAMES = names_of(dpm.CLASSES)
+NAMES = traces_of(dpm.CLASSES)
 OUTPUTS = {"epsilon": "eps", "sample": "x_0", "v_prediction": "v"}
 
 

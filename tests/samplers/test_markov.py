@@ -3,8 +3,6 @@
 Tolerance: 2e-4 of the trace's largest number; diffusers' tables are float32, ours float64.
 """
 
-import json
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,22 +11,12 @@ from ddpm_jax import samplers
 from ddpm_jax.samplers import grids
 from ddpm_jax.samplers.configs import common, from_diffusers_config
 from ddpm_jax.samplers.repaint import visits
-from tests.helpers import GOLDEN, golden, mixture_model, relative, trace, with_variance
+from tests.helpers import golden, mixture_model, relative, trace, traces_of, with_variance
 
 CLASSES = ("DDPMScheduler", "DDIMScheduler", "DDIMInverseScheduler", "PNDMScheduler", "LCMScheduler", "TCDScheduler")
 
 
-def names_of(classes):
-    """Golden files of these classes of diffusers."""
-    found = []
-    for path in sorted((GOLDEN / "diffusers").glob("*.npz")):
-        with np.load(path) as file:
-            if json.loads(str(file["meta"])).get("cls") in classes:
-                found.append(path.stem)
-    return found
-
-
-NAMES = names_of(CLASSES)
+NAMES = traces_of(CLASSES)
 OUTPUTS = {"epsilon": "eps", "sample": "x_0", "v_prediction": "v"}
 
 
@@ -80,7 +68,7 @@ def repaint_noise(arrays, rows):
     return np.stack(result)
 
 
-@pytest.mark.parametrize("name", names_of(["RePaintScheduler"]))
+@pytest.mark.parametrize("name", traces_of(["RePaintScheduler"]))
 def test_repaint_trace(name, x64):
     """Rows end where the next call is; diffusers also records every level on the way back up."""
     arrays, meta = golden(f"diffusers/{name}")

@@ -18,7 +18,7 @@ from ddpm_jax.samplers.ipndm import ipndm
 from ddpm_jax.samplers.kdpm2 import kdpm2, kdpm2_ancestral
 from ddpm_jax.samplers.late_churn import euler_late_churn
 from ddpm_jax.samplers.lms import adams_weights, lms
-from tests.helpers import GOLDEN, golden, mixture_model, relative, trace
+from tests.helpers import GOLDEN, golden, mixture_model, relative, trace, traces_of
 
 S = schedules.linear()
 AT = sigma_grids.discrete(S)
@@ -39,12 +39,7 @@ MINE = {
     "EDMEulerScheduler",
     "IPNDMScheduler",
 }
-TRACES = sorted(
-    path.stem
-    for path in (GOLDEN / "diffusers").glob("*.npz")
-    if path.stem.split("_")[0] in {"euler", "eulera", "heun", "kdpm2", "kdpm2a", "edmeuler", "ipndm", "lms"}
-    or path.stem.startswith("lms")
-)
+TRACES = traces_of(MINE)
 
 
 def assert_same_table(found, expected, atol=1e-14):

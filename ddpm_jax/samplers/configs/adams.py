@@ -4,8 +4,8 @@ from math import inf
 from typing import Any
 
 from ddpm_jax.names import choose
-from ddpm_jax.samplers.configs.common import Config, Preset
-from ddpm_jax.samplers.configs.dpm_common import SHARED, SHIFTED, SPACED, denoiser_of, grid_of, last_of
+from ddpm_jax.samplers.configs.common import SPACED, Config, Preset
+from ddpm_jax.samplers.configs.dpm_common import SHARED, SHIFTED, denoiser_of, grid_of, last_of
 from ddpm_jax.samplers.deis import deis
 from ddpm_jax.samplers.exponential import Predict
 from ddpm_jax.samplers.sa_solver import sa_solver, tau_of_stable_diffusion

@@ -1,6 +1,6 @@
 """What every scheduler_config.json says in the same words: schedule, prediction, clipping and thresholding."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from math import expm1
 from typing import Any, NamedTuple
 
@@ -33,6 +33,19 @@ DEFAULTS = {
     "rescale_betas_zero_snr": False,
     "prediction_type": "epsilon",
 }
+NO_RESCALING = {name: value for name, value in DEFAULTS.items() if name != "rescale_betas_zero_snr"}
+SPACED = {"timestep_spacing": "linspace", "steps_offset": 0}
+# Of both classes for EDM's networks.
+EDM = {
+    "sigma_min": 0.002,
+    "sigma_max": 80.0,
+    "sigma_data": 0.5,
+    "sigma_schedule": "karras",
+    "num_train_timesteps": 1000,
+    "prediction_type": "epsilon",
+    "rho": 7.0,
+    "final_sigmas_type": "zero",
+}
 
 BETAS: dict[str, Callable[[int, float, float], Schedule]] = {
     "linear": lambda n, start, end: schedules.linear(n, beta_start=start, beta_end=end),
@@ -58,6 +71,23 @@ def schedule_of(config: Config) -> Schedule:
     else:
         raise unknown("beta_schedule", config["beta_schedule"], BETAS)
     return schedules.zero_terminal_snr(schedule) if config["rescale_betas_zero_snr"] else schedule
+
+
+def checked_schedule(config: Config, known: Collection[str]) -> Schedule:
+    """The Schedule of a class that has these beta schedules and one length.
+
+    Raises:
+      ValueError: a beta_schedule that the class does not have; trained_betas of another length.
+    """
+    if config["trained_betas"] is None and config["beta_schedule"] not in known:
+        raise unknown("beta_schedule", config["beta_schedule"], known)
+    schedule = schedule_of({"rescale_betas_zero_snr": False, **config})
+    if schedule.num_timesteps != config["num_train_timesteps"]:
+        raise ValueError(
+            f"num_train_timesteps must be the number of trained_betas, {schedule.num_timesteps}, "
+            f"got {config['num_train_timesteps']}"
+        )
+    return schedule
 
 
 def prediction_of(config: Config) -> Any:

@@ -8,12 +8,11 @@ import numpy as np
 from ddpm_jax.names import choose, unknown
 from ddpm_jax.process import ModelFn
 from ddpm_jax.samplers import dpm_grids, sigma_grids
-from ddpm_jax.samplers.configs import adams, float32
-from ddpm_jax.samplers.configs.common import Config, Preset
+from ddpm_jax.samplers.configs import adams, common, float32
+from ddpm_jax.samplers.configs.common import SPACED, Config, Preset
 from ddpm_jax.samplers.configs.dpm_common import (
     SHARED,
     SHIFTED,
-    SPACED,
     checked_schedule,
     denoiser_of,
     grid_of,
@@ -230,13 +229,7 @@ MULTISTEP = {
     "variance_type": None,
 }
 EDM_DEFAULTS = {
-    "sigma_min": 0.002,
-    "sigma_max": 80.0,
-    "sigma_data": 0.5,
-    "sigma_schedule": "karras",
-    "num_train_timesteps": 1000,
-    "prediction_type": "epsilon",
-    "rho": 7.0,
+    **common.EDM,
     "solver_order": 2,
     "thresholding": False,
     "dynamic_thresholding_ratio": 0.995,
@@ -245,7 +238,6 @@ EDM_DEFAULTS = {
     "solver_type": "midpoint",
     "lower_order_final": True,
     "euler_at_final": False,
-    "final_sigmas_type": "zero",
 }
 SINGLESTEP_DEFAULTS = {
     **SHARED,

@@ -10,8 +10,8 @@ import numpy as np
 from ddpm_jax.names import unknown
 from ddpm_jax.process import ModelFn
 from ddpm_jax.samplers import dpm_grids, sigma_grids
-from ddpm_jax.samplers.configs import float32
-from ddpm_jax.samplers.configs.common import DEFAULTS, Config, prediction_of, schedule_of
+from ddpm_jax.samplers.configs import common, float32
+from ddpm_jax.samplers.configs.common import NO_RESCALING, Config, prediction_of
 from ddpm_jax.samplers.denoise import Denoise, denoiser, thresholded
 from ddpm_jax.samplers.dpm_grids import Last, Rounding
 from ddpm_jax.samplers.grids import Grid, Level
@@ -19,7 +19,7 @@ from ddpm_jax.schedules import Schedule
 
 # What the constructors of all of these classes have.
 SHARED = {
-    **{name: value for name, value in DEFAULTS.items() if name != "rescale_betas_zero_snr"},
+    **NO_RESCALING,
     "thresholding": False,
     "dynamic_thresholding_ratio": 0.995,
     "sample_max_value": 1.0,
@@ -30,7 +30,6 @@ SHARED = {
     "use_flow_sigmas": False,
     "flow_shift": 1.0,
 }
-SPACED = {"timestep_spacing": "linspace", "steps_offset": 0}
 SHIFTED = {"use_dynamic_shifting": False, "time_shift_type": "exponential"}
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 # In the order in which diffusers asks for them.
@@ -48,15 +47,7 @@ def checked_schedule(config: Config) -> Schedule:
             "flow matching (use_flow_sigmas, flow_shift other than 1, use_dynamic_shifting) is not supported: these "
             f"are samplers of diffusion models; got flow_shift {config['flow_shift']}"
         )
-    if config["trained_betas"] is None and config["beta_schedule"] not in BETA_SCHEDULES:
-        raise unknown("beta_schedule", config["beta_schedule"], BETA_SCHEDULES)
-    schedule = schedule_of({"rescale_betas_zero_snr": False, **config})
-    if schedule.num_timesteps != config["num_train_timesteps"]:
-        raise ValueError(
-            f"num_train_timesteps must be the number of trained_betas, {schedule.num_timesteps}, "
-            f"got {config['num_train_timesteps']}"
-        )
-    return schedule
+    return common.checked_schedule(config, BETA_SCHEDULES)
 
 
 def denoiser_of(config: Config, *, threshold: bool = True) -> Callable[[ModelFn], Denoise]:

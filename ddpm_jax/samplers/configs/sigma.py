@@ -10,12 +10,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ddpm_jax.names import choose, unknown
+from ddpm_jax.names import choose
 from ddpm_jax.samplers import denoise, sigma_grids
 from ddpm_jax.samplers.configs import float32
-from ddpm_jax.samplers.configs.common import DEFAULTS, PREDICTIONS, Config, Preset, schedule_of
+from ddpm_jax.samplers.configs.common import (
+    DEFAULTS,
+    EDM,
+    NO_RESCALING,
+    PREDICTIONS,
+    SPACED,
+    Config,
+    Preset,
+    checked_schedule,
+)
 from ddpm_jax.samplers.euler import euler_ancestral
-from ddpm_jax.samplers.grids import Grid, Level
+from ddpm_jax.samplers.grids import Grid, Level, checked_steps
 from ddpm_jax.samplers.heun import heun
 from ddpm_jax.samplers.ipndm import ipndm
 from ddpm_jax.samplers.kdpm2 import kdpm2, kdpm2_ancestral
@@ -49,10 +58,7 @@ def _steps(config: Config, num_steps: int | None, given: Sequence[float] | None)
         raise ValueError(f"give either num_steps or a list of timesteps or sigmas, got {num_steps} and {given}")
     if num_steps is None:
         return len(given or ())
-    length = config["num_train_timesteps"]
-    if not isinstance(num_steps, int | np.integer) or not 1 <= num_steps <= length:
-        raise ValueError(f"num_steps must be a whole number in [1, {length}], got {num_steps!r}")
-    return int(num_steps)
+    return checked_steps(num_steps, config["num_train_timesteps"])
 
 
 def _spaced(config: Config, num_steps: int) -> np.ndarray:
@@ -106,13 +112,7 @@ def _table(config: Config) -> np.ndarray:
     """
     # The class with clip_sample, Heun's, is the only one with "exp".
     known = ("linear", "scaled_linear", "squaredcos_cap_v2", *(("exp",) if "clip_sample" in config else ()))
-    if config["trained_betas"] is None and config["beta_schedule"] not in known:
-        raise unknown("beta_schedule", config["beta_schedule"], known)
-    length = schedule_of({"rescale_betas_zero_snr": False, **config}).num_timesteps
-    if length != config["num_train_timesteps"]:
-        raise ValueError(
-            f"num_train_timesteps must be the number of trained_betas, {length}, got {config['num_train_timesteps']}"
-        )
+    checked_schedule(config, known)
     return float32.sigmas(config).astype(np.float64)
 
 
@@ -217,8 +217,7 @@ def lms_discrete(config: Config, num_steps: int | None, *, order: int = 4) -> Pr
 
 def edm_grid(config: Config, num_steps: int | None) -> Grid:
     """The levels of diffusers' EDM classes; the last as it is returned, x itself."""
-    if not isinstance(num_steps, int | np.integer) or num_steps < 1:
-        raise ValueError(f"num_steps must be a whole number of at least 1, got {num_steps!r}")
+    num_steps = checked_steps(num_steps)
     low, high, rho = config["sigma_min"], config["sigma_max"], config["rho"]
     schedules: dict[str, Callable[[], np.ndarray]] = {
         "karras": lambda: sigma_grids.karras_sigmas(num_steps, low, high, rho=rho),
@@ -258,19 +257,15 @@ def ipndm_preset(config: Config, num_steps: int | None) -> Preset:
     """IPNDMScheduler: sigma = sin^2(pi u / 2), u = 1 .. 0; the network predicts v at 2 / pi atan(sigma / alpha)."""
     if config["trained_betas"] is not None:
         sigmas = np.asarray(config["trained_betas"], np.float64)
-    elif not isinstance(num_steps, int | np.integer) or num_steps < 1:
-        raise ValueError(f"num_steps must be a whole number of at least 1, got {num_steps!r}")
     else:
-        sigmas = np.sin(np.linspace(1, 0, num_steps + 1) * np.pi / 2) ** 2
+        sigmas = np.sin(np.linspace(1, 0, checked_steps(num_steps) + 1) * np.pi / 2) ** 2
     alphas = np.sqrt(1 - sigmas**2)
     times = np.arctan2(sigmas, alphas) / np.pi * 2
     levels = zip(times.tolist(), alphas.tolist(), sigmas.tolist(), strict=True)
     return Preset(ipndm(Grid(tuple(Level(*level) for level in levels))), lambda f: denoise.denoiser(f, "v"))
 
 
-SPACING = {"timestep_spacing": "linspace", "steps_offset": 0}
 FLAGS = dict.fromkeys(CONVERSIONS, False)
-NO_RESCALING = {name: value for name, value in DEFAULTS.items() if name != "rescale_betas_zero_snr"}
 LATENT_ENDS = {"beta_start": 0.00085, "beta_end": 0.012}
 EULER = {
     "interpolation_type": "linear",
@@ -279,25 +274,15 @@ EULER = {
     "timestep_type": "discrete",
     "final_sigmas_type": "zero",
 }
-EDM = {
-    "sigma_min": 0.002,
-    "sigma_max": 80.0,
-    "sigma_data": 0.5,
-    "sigma_schedule": "karras",
-    "num_train_timesteps": 1000,
-    "prediction_type": "epsilon",
-    "rho": 7.0,
-    "final_sigmas_type": "zero",
-}
-KDPM2 = {**NO_RESCALING, **LATENT_ENDS, **SPACING, **FLAGS}
+KDPM2 = {**NO_RESCALING, **LATENT_ENDS, **SPACED, **FLAGS}
 
 CLASSES: dict[str, tuple[Callable[..., Preset], Mapping[str, Any]]] = {
-    "EulerDiscreteScheduler": (euler_discrete, {**DEFAULTS, **SPACING, **FLAGS, **EULER}),
-    "EulerAncestralDiscreteScheduler": (euler_ancestral_discrete, {**DEFAULTS, **SPACING}),
+    "EulerDiscreteScheduler": (euler_discrete, {**DEFAULTS, **SPACED, **FLAGS, **EULER}),
+    "EulerAncestralDiscreteScheduler": (euler_ancestral_discrete, {**DEFAULTS, **SPACED}),
     "HeunDiscreteScheduler": (heun_discrete, {**KDPM2, "clip_sample": False, "clip_sample_range": 1.0}),
     "KDPM2DiscreteScheduler": (kdpm2_discrete, KDPM2),
     "KDPM2AncestralDiscreteScheduler": (kdpm2_ancestral_discrete, KDPM2),
-    "LMSDiscreteScheduler": (lms_discrete, {**NO_RESCALING, **SPACING, **FLAGS}),
+    "LMSDiscreteScheduler": (lms_discrete, {**NO_RESCALING, **SPACED, **FLAGS}),
     "EDMEulerScheduler": (edm_euler, EDM),
     "IPNDMScheduler": (ipndm_preset, {"num_train_timesteps": 1000, "trained_betas": None}),
 }
