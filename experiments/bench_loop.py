@@ -3,9 +3,9 @@
 Run:       python experiments/bench_loop.py [rounds]
 Needs:     any device; on 2 CPU cores about 3 minutes; the package installed or on PYTHONPATH
 Expect:    sampling within 2 % of its forward calls, training within 5 % of its steps
-Measured:  2 CPU cores (AMD EPYC), 24 GiB, Python 3.11, jax 0.10.2, flax 0.12.8, other jobs running:
-           sampling / forward calls 0.993 (0.938 to 1.005); training loop / step 0.932 (0.705 to 1.079), which is
-           below 1 because the loop prepares the next batch while a step runs
+Measured:  2 CPU cores (AMD EPYC), 24 GiB, Python 3.11, jax 0.10.2, flax 0.12.8, nothing else running; medians of 5:
+           sampling / forward calls 0.991 (0.969 to 1.020); training loop / step 1.017 (0.878 to 1.052): the loop
+           prepares the next batch while a step runs
 """
 
 import os

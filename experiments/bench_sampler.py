@@ -3,10 +3,11 @@
 Run:       python experiments/bench_sampler.py [rounds]
 Needs:     any device; on 2 CPU cores about 3 minutes
 Expect:    at most 1 % on the CIFAR-10 U-Net, at most 3 % on four layers of 32 channels; memory independent of steps
-Measured:  2 CPU cores (AMD EPYC), 24 GiB, Python 3.11, jax 0.10.2, flax 0.12.8, other jobs running;
+Measured:  2 CPU cores (AMD EPYC), 24 GiB, nothing else running, Python 3.11, jax 0.10.2, flax 0.12.8;
              medians of 5 rounds:
-             four layers: ddim 1.025 (0.885 to 1.113), 2M 0.929 (0.896 to 1.046), UniPC-3 1.055 (1.035 to 1.165)
-             U-Net:       ddim 1.009 (0.969 to 1.248), 2M 1.004 (0.891 to 1.104), UniPC-3 1.043 (0.917 to 1.121)
+             four layers: ddim 1.008 (0.891 to 1.020), 2M 1.013 (0.987 to 1.041), UniPC-3 1.040 (0.976 to 1.158)
+             U-Net:       ddim 1.005 (0.924 to 1.013), 2M 0.997 (0.931 to 1.010), UniPC-3 1.004 (0.984 to 1.127)
+             UniPC-3 has four registers where DDIM has one
              memory: 17.565 MB at 10 steps, 17.569 MB at 1000; 9.763 and 9.767 MB: the table itself
 """
 
