@@ -20,7 +20,7 @@ from tqdm import tqdm
 from ddpm_jax import checkpoint, images
 from ddpm_jax.names import choose, unknown
 from ddpm_jax.samplers import show
-from ddpm_jax.samplers.catalogue import CATALOGUE, make_table
+from ddpm_jax.samplers.catalogue import CATALOGUE, GRIDS, make_table
 from ddpm_jax.train import build, loop
 from ddpm_jax.train.config import Config, ScheduleConfig
 
@@ -29,7 +29,7 @@ USAGE = """usage: ddpm-jax COMMAND ...
   train [EXPERIMENT.py] [--workdir DIR] [--train.num-steps N ...]   train, or go on where a run stopped
   sample WORKDIR [--sampler ddim] [--num-steps 50] [-n 64]          pictures from a trained run
   samplers                                                          list the samplers
-  samplers show NAME [--num-steps 10]                               a sampler's table, as assignments
+  samplers show NAME [--num-steps 10] [--grid karras]               a sampler's table, as assignments
 
 ddpm-jax COMMAND --help lists every option."""
 
@@ -49,6 +49,8 @@ class SampleArguments:
     """One of those that `ddpm-jax samplers` lists."""
     num_steps: int = 50
     """Steps; `ddpm-jax samplers` says how many network calls they are."""
+    grid: str | None = None
+    """Where the steps are: one of the grids that `ddpm-jax samplers` lists; None is the sampler's own."""
     num_images: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 64
     seed: int = 0
     """Image i of a seed is the same whatever num_images and batch_size are."""
@@ -126,13 +128,15 @@ def sample(argv: list[str]) -> None:
     for name in ("num_images", "batch_size"):
         if getattr(arguments, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(arguments, name)}")
-    stem = f"{arguments.sampler}_{arguments.num_steps}_seed{arguments.seed}.png"
+    parts = [arguments.sampler, arguments.grid, arguments.num_steps, f"seed{arguments.seed}"]
+    stem = "_".join(str(part) for part in parts if part is not None) + ".png"
     out = arguments.out or workdir / stem
     choose("ending of --out", out.suffix, {".png": 0, ".npz": 0})
 
     info = checkpoint.load_run(workdir)
     config, shape = info.config, info.image_shape
-    table = make_table(arguments.sampler, build.make_schedule(config.schedule), arguments.num_steps)
+    schedule = build.make_schedule(config.schedule)
+    table = make_table(arguments.sampler, schedule, arguments.num_steps, arguments.grid)
     model = build.make_model(config.model, shape)
     params = checkpoint.restore_ema(workdir, build.params_template(model, shape), print)
     batch_size = min(arguments.batch_size, n)
@@ -168,6 +172,8 @@ class ShowArguments:
     name: tyro.conf.Positional[str]
     """One of those that `ddpm-jax samplers` lists."""
     num_steps: int = 10
+    grid: str | None = None
+    """One of the grids that `ddpm-jax samplers` lists; None is the sampler's own."""
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
 
 
@@ -177,14 +183,16 @@ def list_samplers(argv: list[str]) -> None:
         if argv[0] != "show":
             raise unknown("subcommand of samplers", argv[0], ["show"])
         arguments = _parse(ShowArguments, argv[1:], "samplers show")
-        print(show(make_table(arguments.name, build.make_schedule(arguments.schedule), arguments.num_steps)))
+        schedule = build.make_schedule(arguments.schedule)
+        print(show(make_table(arguments.name, schedule, arguments.num_steps, arguments.grid)))
         return
     schedule = build.make_schedule(ScheduleConfig())
     width = max(map(len, CATALOGUE))
     print(f"{'name':{width}}  calls for 20 steps  order  noise  source")
     for name, entry in CATALOGUE.items():
-        calls, noise = entry.make(schedule, 20).num_calls, "yes" if entry.stochastic else "no"
+        calls, noise = make_table(name, schedule, 20).num_calls, "yes" if entry.stochastic else "no"
         print(f"{name:{width}}  {calls:18}  {entry.order:5}  {noise:5}  {entry.source}")
+    print(f"grids: {', '.join(GRIDS)}")
 
 
 # ------------------------------------------------------------------------------------------------------------- main

@@ -116,6 +116,8 @@ def test_the_picture_shows_the_samples(run, tmp_path):
         ("sample nowhere", r"no run in nowhere: nowhere/config.json does not exist"),
         ("sample", r"ddpm-jax sample.*required"),
         ("sample RUN --sampler plsm", r"unknown sampler 'plsm'; did you mean 'plms'"),
+        ("sample RUN --grid karas", r"unknown grid 'karas'; did you mean 'karras'"),
+        ("samplers show pndm --grid karras", r"need a grid of the schedule's timesteps"),
         ("sample RUN --num-steps 0", r"num_steps must be a whole number in \[1, 1000\], got 0"),
         ("sample RUN -n 0", r"num_images must be at least 1, got 0"),
         ("sample RUN --out x.gif", r"'.gif'.*\.png, \.npz"),

@@ -16,6 +16,8 @@ from ddpm_jax.samplers.denoise import (
     projected,
     thresholded,
 )
+from ddpm_jax.samplers.differentiable import levels_of, table_at
+from ddpm_jax.samplers.dpm_sde import dpm_solver_sde
 from ddpm_jax.samplers.dpm_solver import dpm_solver, dpm_solver_pp
 from ddpm_jax.samplers.euler import euler, euler_ancestral
 from ddpm_jax.samplers.grids import Grid, Level, Pairs
@@ -54,6 +56,7 @@ __all__ = [
     "dpm_solver",
     "dpm_solver_2s_ancestral",
     "dpm_solver_pp",
+    "dpm_solver_sde",
     "dpm_solver_singlestep",
     "edm",
     "edm_ode",
@@ -68,6 +71,7 @@ __all__ = [
     "kdpm2_ancestral",
     "known",
     "lcm",
+    "levels_of",
     "lms",
     "mean_denoiser",
     "pad",
@@ -83,6 +87,7 @@ __all__ = [
     "show",
     "sigma_grids",
     "stack",
+    "table_at",
     "tcd",
     "thresholded",
     "unipc",

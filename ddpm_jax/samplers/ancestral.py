@@ -13,8 +13,13 @@ LastStep = Literal["mean", "sample"]
 
 
 def transition_variance(s: Level, t: Level) -> float:
-    """Variance of q(x_s | x_t) for a level t cleaner than s: beta of one step as long as from t to s."""
-    return 1 - (s.alpha / t.alpha) ** 2
+    """Variance of q(x_s | x_t) for a level t cleaner than s: beta of one step as long as from t to s.
+
+    sigma_s^2 - (alpha_s sigma_t / alpha_t)^2, which is 1 - (alpha_s / alpha_t)^2 for a variance-preserving process, as
+    a product: where alphas are near 1 the differences of their squares lose the digits that sigmas have.
+    """
+    difference = s.sigma * t.alpha - t.sigma * s.alpha
+    return difference * (s.sigma * t.alpha + t.sigma * s.alpha) / t.alpha**2
 
 
 def posterior_variance(s: Level, t: Level) -> float:

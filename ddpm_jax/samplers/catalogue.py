@@ -1,6 +1,6 @@
-"""Samplers by name, each on a grid its authors use: what `ddpm-jax samplers` lists.
+"""Samplers by name, each on a grid its authors use, and grids by name: what `ddpm-jax samplers` lists.
 
-Where a name is not enough, call the sampler: `samplers.unipc(grids.karras(schedule, 8), order=3)`.
+Where names are not enough, call the sampler: `samplers.unipc(sigma_grids.karras(schedule, 8, rho=5), order=3)`.
 """
 
 from collections.abc import Callable
@@ -10,40 +10,47 @@ from ddpm_jax.names import choose
 from ddpm_jax.samplers import dpm_grids, fastdpm, grids, sigma_grids
 from ddpm_jax.samplers.ancestral import ddpm
 from ddpm_jax.samplers.deis import deis
+from ddpm_jax.samplers.dpm_sde import dpm_solver_sde
 from ddpm_jax.samplers.dpm_solver import dpm_solver
 from ddpm_jax.samplers.euler import euler, euler_ancestral
-from ddpm_jax.samplers.grids import Grid
+from ddpm_jax.samplers.grids import Grid, checked_steps
 from ddpm_jax.samplers.heun import heun
 from ddpm_jax.samplers.implicit import ddim
 from ddpm_jax.samplers.ipndm import ipndm
 from ddpm_jax.samplers.kdpm2 import kdpm2, kdpm2_ancestral
 from ddpm_jax.samplers.lms import lms
-from ddpm_jax.samplers.pndm import plms
+from ddpm_jax.samplers.pndm import plms, pndm
 from ddpm_jax.samplers.sa_solver import sa_solver
 from ddpm_jax.samplers.singlestep import dpm_solver_2s_ancestral, dpm_solver_singlestep
 from ddpm_jax.samplers.table import Table
 from ddpm_jax.samplers.unipc import unipc
 from ddpm_jax.schedules import Schedule
 
+Spread = Callable[[Schedule, int], Grid]
+
 
 class Entry(NamedTuple):
-    """A sampler by name: the table for num_steps steps, the order of convergence, whether it draws noise, a source."""
+    """A sampler by name."""
 
-    make: Callable[[Schedule, int], Table]
-    order: int
-    stochastic: bool
+    on: Callable[[Schedule, Grid], Table]
+    spread: Spread  # its grid, where no other is asked for
+    order: int  # of convergence
+    stochastic: bool  # whether it draws noise
     source: str
+    least: int = 1  # how few steps it can take
 
 
-def _on(
-    sampler: Callable[..., Table], spread: Callable[[Schedule, int], Grid], **options: object
-) -> Callable[..., Table]:
-    return lambda schedule, num_steps: sampler(spread(schedule, num_steps), **options)
+def _on(sampler: Callable[..., Table], **options: object) -> Callable[[Schedule, Grid], Table]:
+    return lambda schedule, grid: sampler(grid, **options)
 
 
-def _between(sampler: Callable[..., Table]) -> Callable[..., Table]:
+def _between(sampler: Callable[..., Table]) -> Callable[[Schedule, Grid], Table]:
     """For samplers that choose levels between those of the grid."""
-    return lambda schedule, n: sampler(sigma_grids.karras(schedule, n), sigma_grids.discrete(schedule))
+    return lambda schedule, grid: sampler(grid, sigma_grids.discrete(schedule))
+
+
+def _pndm(schedule: Schedule, grid: Grid) -> Table:
+    return pndm(grid, middle=grids.halfway(schedule, grid)[:3])
 
 
 SECTIONS, TRAILING, KARRAS = grids.sections, dpm_grids.trailing, sigma_grids.karras
@@ -54,45 +61,73 @@ LU, LU_PP = "Lu et al. 2022, arXiv:2206.00927", "Lu et al. 2022, arXiv:2211.0109
 ZHAO, XUE, CROWSON = "Zhao et al. 2023, arXiv:2302.04867", "Xue et al. 2023, arXiv:2309.05019", "Crowson, k-diffusion"
 
 CATALOGUE = {
-    "ddpm": Entry(_on(ddpm, SECTIONS), 1, True, HO),
-    "ddpm_small": Entry(_on(ddpm, SECTIONS, variance="fixed_small"), 1, True, HO),
-    "ddim": Entry(_on(ddim, SECTIONS), 1, False, SONG),
-    "ddim_eta1": Entry(_on(ddim, SECTIONS, eta=1.0), 1, True, SONG),
-    "fastdpm_step": Entry(_on(ddim, fastdpm.step_grid), 1, False, KONG),
-    "fastdpm_var": Entry(_on(ddim, fastdpm.var_grid), 1, False, KONG),
-    "plms": Entry(_on(plms, SECTIONS), 2, False, LIU),
-    "ipndm": Entry(_on(ipndm, SECTIONS), 4, False, ZHANG),
-    "deis": Entry(_on(deis, TRAILING, order=3), 3, False, ZHANG),
-    "euler": Entry(_on(euler, KARRAS), 1, False, KARRAS_22),
-    "heun": Entry(_on(heun, KARRAS), 2, False, KARRAS_22),
-    "lms": Entry(_on(lms, KARRAS), 4, False, CROWSON),
-    "dpm2": Entry(_between(kdpm2), 2, False, KARRAS_22),
-    "dpm2_ancestral": Entry(_between(kdpm2_ancestral), 1, True, CROWSON),
-    "euler_ancestral": Entry(_on(euler_ancestral, KARRAS), 1, True, CROWSON),
-    "dpm_solver_2": Entry(_on(dpm_solver_singlestep, TRAILING, predict="eps"), 2, False, LU),
+    "ddpm": Entry(_on(ddpm), SECTIONS, 1, True, HO),
+    "ddpm_small": Entry(_on(ddpm, variance="fixed_small"), SECTIONS, 1, True, HO),
+    "ddim": Entry(_on(ddim), SECTIONS, 1, False, SONG),
+    "ddim_eta1": Entry(_on(ddim, eta=1.0), SECTIONS, 1, True, SONG),
+    "fastdpm_step": Entry(_on(ddim), fastdpm.step_grid, 1, False, KONG),
+    "fastdpm_var": Entry(_on(ddim), fastdpm.var_grid, 1, False, KONG, least=2),
+    "plms": Entry(_on(plms), SECTIONS, 2, False, LIU),
+    "pndm": Entry(_pndm, SECTIONS, 2, False, LIU, least=4),
+    "ipndm": Entry(_on(ipndm), SECTIONS, 4, False, ZHANG),
+    "deis": Entry(_on(deis, order=3), TRAILING, 3, False, ZHANG),
+    "euler": Entry(_on(euler), KARRAS, 1, False, KARRAS_22),
+    "heun": Entry(_on(heun), KARRAS, 2, False, KARRAS_22),
+    "lms": Entry(_on(lms), KARRAS, 4, False, CROWSON),
+    "dpm2": Entry(_between(kdpm2), KARRAS, 2, False, KARRAS_22),
+    "dpm2_ancestral": Entry(_between(kdpm2_ancestral), KARRAS, 1, True, CROWSON),
+    "euler_ancestral": Entry(_on(euler_ancestral), KARRAS, 1, True, CROWSON),
+    "dpm_solver_2": Entry(_on(dpm_solver_singlestep, predict="eps"), TRAILING, 2, False, LU),
     "dpm_solver_3": Entry(
-        _on(dpm_solver_singlestep, TRAILING, order=3, predict="eps", method="midpoint", inner="heun"), 3, False, LU
+        _on(dpm_solver_singlestep, order=3, predict="eps", method="midpoint", inner="heun"), TRAILING, 3, False, LU
     ),
-    "dpm_solver_pp_2s": Entry(_on(dpm_solver_singlestep, TRAILING), 2, False, LU_PP),
-    "dpm_solver_pp_2s_ancestral": Entry(_between(dpm_solver_2s_ancestral), 1, True, CROWSON),
-    "dpm_solver_pp_2m": Entry(_on(dpm_solver, TRAILING), 2, False, LU_PP),
-    "dpm_solver_pp_3m": Entry(_on(dpm_solver, TRAILING, order=3), 2, False, LU_PP),
+    "dpm_solver_pp_2s": Entry(_on(dpm_solver_singlestep), TRAILING, 2, False, LU_PP),
+    "dpm_solver_pp_2s_ancestral": Entry(_between(dpm_solver_2s_ancestral), KARRAS, 1, True, CROWSON),
+    "dpm_solver_pp_sde": Entry(_between(dpm_solver_sde), KARRAS, 1, True, CROWSON),
+    "dpm_solver_pp_2m": Entry(_on(dpm_solver), TRAILING, 2, False, LU_PP),
+    "dpm_solver_pp_3m": Entry(_on(dpm_solver, order=3), TRAILING, 2, False, LU_PP),
     "dpm_solver_pp_3m_corrected": Entry(
-        _on(dpm_solver, TRAILING, order=3, third_order="corrected"), 3, False, "docs/solver_orders.md"
+        _on(dpm_solver, order=3, third_order="corrected"), TRAILING, 3, False, "docs/solver_orders.md"
     ),
-    "dpm_solver_pp_2m_sde": Entry(_on(dpm_solver, TRAILING, eta=1.0), 1, True, LU_PP),
-    "dpm_solver_pp_3m_sde": Entry(_on(dpm_solver, TRAILING, order=3, eta=1.0), 1, True, CROWSON),
-    "unipc": Entry(_on(unipc, TRAILING), 3, False, ZHAO),
-    "unipc_3": Entry(_on(unipc, TRAILING, order=3), 4, False, ZHAO),
-    "sa_solver": Entry(_on(sa_solver, TRAILING), 1, True, XUE),
+    "dpm_solver_pp_2m_sde": Entry(_on(dpm_solver, eta=1.0), TRAILING, 1, True, LU_PP),
+    "dpm_solver_pp_3m_sde": Entry(_on(dpm_solver, order=3, eta=1.0), TRAILING, 1, True, CROWSON),
+    "unipc": Entry(_on(unipc), TRAILING, 3, False, ZHAO),
+    "unipc_3": Entry(_on(unipc, order=3), TRAILING, 4, False, ZHAO),
+    "sa_solver": Entry(_on(sa_solver), TRAILING, 1, True, XUE),
 }
 
 
-def make_table(name: str, schedule: Schedule, num_steps: int) -> Table:
+GRIDS: dict[str, Spread] = {
+    "sections": grids.sections,
+    "leading": grids.leading,
+    "trailing": grids.trailing,
+    "linspace": grids.linspace,
+    "uniform": grids.uniform,
+    "quad": grids.quad,
+    "lucidrains": grids.lucidrains,
+    "karras": sigma_grids.karras,
+    "exponential": sigma_grids.exponential,
+    "beta": sigma_grids.beta,
+    "log_snr_uniform": dpm_grids.log_snr_uniform,
+    "time_uniform": dpm_grids.time_uniform,
+    "time_quadratic": dpm_grids.time_quadratic,
+    "fastdpm_step": fastdpm.step_grid,
+    "fastdpm_var": fastdpm.var_grid,
+}
+
+
+def make_table(name: str, schedule: Schedule, num_steps: int, grid: str | None = None) -> Table:
     """The table of a sampler by name.
 
+    Args:
+      name: in CATALOGUE.
+      schedule: of the network.
+      num_steps: N.
+      grid: in GRIDS; None is the sampler's own.
+
     Raises:
-      ValueError: unknown sampler; num_steps outside [1, T], or fewer than the sampler needs.
+      ValueError: unknown sampler or grid; num_steps outside [least, T]; a grid that the sampler cannot run on.
     """
     entry = choose("sampler", name, CATALOGUE)
-    return entry.make(schedule, grids.checked_steps(num_steps, schedule.num_timesteps))
+    spread = entry.spread if grid is None else choose("grid", grid, GRIDS)
+    return entry.on(schedule, spread(schedule, checked_steps(num_steps, schedule.num_timesteps, least=entry.least)))

@@ -5,6 +5,7 @@ from math import floor, hypot, sqrt
 
 import numpy as np
 
+from ddpm_jax.samplers.ancestral import transition_variance
 from ddpm_jax.samplers.grids import Grid, Level, Pairs, level
 from ddpm_jax.samplers.table import EPS, X0, Row, X, Z, row, sampler
 from ddpm_jax.schedules import Schedule
@@ -54,7 +55,7 @@ def tcd(grid: Grid | Pairs, *, inner: Sequence[Level]) -> Iterator[Row]:
                 f"an inner level must not be noisier than its step's end, got alpha {u.alpha:g} at time {u.time:g} "
                 f"before alpha {t.alpha:g}; a grid for tcd ends with last='first'"
             )
-        yield row(s, X=keep * (u.alpha * X0 + u.sigma * EPS) + sqrt(1 - keep**2) * Z)
+        yield row(s, X=keep * (u.alpha * X0 + u.sigma * EPS) + sqrt(transition_variance(t, u)) * Z)
 
 
 def inner_levels(schedule: Schedule, grid: Grid | Pairs, eta: float) -> list[Level]:

@@ -28,6 +28,7 @@ import numpy as np
 
 from ddpm_jax.names import unknown
 from ddpm_jax.samplers.grids import Level
+from ddpm_jax.samplers.sigma_grids import ratio
 from ddpm_jax.samplers.table import EPS, X0, Z
 
 Predict = Literal["x_0", "eps"]
@@ -45,8 +46,12 @@ class Interval(NamedTuple):
 
 
 def log_snr(level: Level) -> float:
-    """lambda = log(alpha / sigma), half the log signal-to-noise ratio; infinite at the clean level."""
-    return log(level.alpha / level.sigma) if level.sigma else inf
+    """lambda = log(alpha / sigma), half the log signal-to-noise ratio; infinite at the clean level.
+
+    Raises:
+      ValueError: alpha is 0.
+    """
+    return -log(ratio(level)) if level.sigma else inf
 
 
 def phi(k: int, z: float) -> float:

@@ -7,6 +7,7 @@ sampling ends and is never shown to the network: the clean level (alpha 1, sigma
 "T // N" below is Python's floor division; the references disagree about uniform grids, so each has a name.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
@@ -149,6 +150,26 @@ def from_timesteps(schedule: Schedule, timesteps: Sequence[int] | np.ndarray, *,
     levels = [Level(float(times[i]), float(alphas[i]), float(sigmas[i])) for i in steps]
     end = Level(0.0, 1.0, 0.0) if last == "clean" else Level(float(times[0]), float(alphas[0]), float(sigmas[0]))
     return Grid((*levels, end))
+
+
+def halfway(schedule: Schedule, grid: Grid) -> list[Level]:
+    """The level of the timestep half way along every step, rounded down; the last level counts as t = 0.
+
+    Source: Liu et al. 2022 (arXiv:2202.09778), eq. 13.
+
+    Args:
+      schedule: Schedule whose timesteps the grid visits.
+      grid: from `from_timesteps` with the same schedule.
+
+    Raises:
+      ValueError: a level that is not at one of the timesteps.
+    """
+    times = [s.time for s in grid.levels[:-1]]
+    known = np.asarray(schedule.timesteps)
+    if not np.isin(times, known).all():
+        raise ValueError(f"levels half way need a grid of the schedule's timesteps, got times {times}")
+    indices = [*np.searchsorted(known, times), 0]
+    return [level(schedule, int(i + j) // 2) for i, j in itertools.pairwise(indices)]
 
 
 def checked_steps(num_steps: object, most: int | None = None, *, least: int = 1) -> int:

@@ -1,13 +1,18 @@
 """Linear multistep: Adams-Bashforth on x / alpha as a function of sigma, on a grid of any spacing."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
-from numpy.polynomial import Polynomial
+from numpy.polynomial.legendre import leggauss
 
+from ddpm_jax.samplers.exponential import checked_order
 from ddpm_jax.samplers.grids import Grid
 from ddpm_jax.samplers.sigma_grids import ratio
-from ddpm_jax.samplers.table import EPS, M1, M2, M3, X0, Row, row, sampler
+from ddpm_jax.samplers.table import ACC, EPS, M1, M2, M3, SAVED, X0, Row, row, sampler
+
+# Where past eps are kept, newest first: all registers but X.
+PAST = {"M1": M1, "M2": M2, "M3": M3, "SAVED": SAVED, "ACC": ACC}
 
 
 @sampler
@@ -18,30 +23,29 @@ def lms(grid: Grid, *, order: int = 4) -> Iterator[Row]:
 
     Args:
       grid: levels of any process.
-      order: 1 to 4, how many eps the polynomial goes through; the first steps have fewer.
+      order: 1 to 6, how many eps the polynomial goes through; the first steps have fewer.
 
     Raises:
-      ValueError: order outside 1 .. 4.
+      ValueError: order outside 1 .. 6.
     """
-    if order not in (1, 2, 3, 4):
-        raise ValueError(f"order must be 1, 2, 3 or 4, got {order}")
+    checked_order("order", order, 1 + len(PAST))
     sigmas = [ratio(level) for level in grid.levels]
-    history = (EPS, M1, M2, M3)[:order]
+    history = (EPS, *PAST.values())[:order]
     for i, (s, t) in enumerate(grid.steps()):
         known = min(i + 1, order)
         weights = adams_weights(sigmas[i + 1 - known : i + 1][::-1], sigmas[i + 1])
         step = sum((w * eps for w, eps in zip(weights, history, strict=False)), 0 * EPS)
-        shifted = dict(zip(("M1", "M2", "M3"), history[:-1], strict=False))
+        shifted: Any = dict(zip(PAST, history[:-1], strict=False))
         yield row(s, X=t.alpha * (X0 + ratio(s) * EPS + step), **shifted)
 
 
 def adams_weights(nodes: Sequence[float], end: float) -> list[float]:
     """The integral from nodes[0] to `end` of each Lagrange polynomial of the nodes."""
-    length = end - nodes[0]
-    scaled = [(node - nodes[0]) / length for node in nodes]
+    points, gauss = leggauss(len(nodes))  # exact for the degrees there are
+    half = (end - nodes[0]) / 2
+    x = nodes[0] + half * (1 + points)
     weights = []
-    for j, node in enumerate(scaled):
-        others = [other for k, other in enumerate(scaled) if k != j]
-        integral = Polynomial.fromroots(others).integ() if others else Polynomial([0.0, 1.0])
-        weights.append(length * (integral(1.0) - integral(0.0)) / np.prod([node - other for other in others]))
+    for j, node in enumerate(nodes):
+        lagrange = np.prod([(x - other) / (node - other) for k, other in enumerate(nodes) if k != j], axis=0)
+        weights.append(half * float((gauss * lagrange).sum()))
     return weights

@@ -100,7 +100,7 @@ def pndm(
 
     Args:
       grid: levels of a variance-preserving process, at least 4 steps.
-      middle: 3 levels half-way along the first three steps, as from `halfway`.
+      middle: 3 levels half-way along the first three steps, as from `grids.halfway`.
       reached: 3 levels that the first stage of a step goes to, by default `middle`; diffusers differs by one
         timestep where T // N is odd.
       average: as in `plms`.

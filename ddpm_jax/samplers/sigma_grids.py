@@ -22,7 +22,13 @@ ZERO_SNR_SIGMA = sqrt((1 - 2.0**-24) / 2.0**-24)  # in place of infinity; diffus
 
 
 def ratio(level: Level) -> float:
-    """sigma / alpha: the noise level of x / alpha."""
+    """sigma / alpha: the noise level of x / alpha.
+
+    Raises:
+      ValueError: alpha is 0.
+    """
+    if level.alpha == 0:
+        raise ValueError(f"this sampler cannot start from pure noise: alpha is 0 at time {level.time:g} of the grid")
     return level.sigma / level.alpha
 
 

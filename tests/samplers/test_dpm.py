@@ -1,6 +1,7 @@
 """diffusers' DPM-Solver, UniPC, DEIS and SA-Solver schedulers, from their configurations.
 
-Tolerance: 2e-4 of the trace's largest number; diffusers' tables are float32, ours float64.
+Tolerance: 5e-5 of the trace's largest number, for diffusers' float32 arithmetic: its coefficients of high order are
+small differences. 2e-4 where alpha is 5e-5, at the end of a cosine schedule, and x_0 a small difference divided by it.
 """
 
 import json
@@ -70,7 +71,7 @@ def test_trace(name, x64):
         model_fn = with_variance(model_fn, meta)
     x_T = jnp.asarray(arrays["x_init"] / meta["init_noise_sigma"], float)
     found = trace(preset.denoiser(model_fn), table, x_T, jnp.asarray(noise))
-    assert relative(found, samples) < 2e-4
+    assert relative(found, samples) < (2e-4 if name == "dpmpp2_cos_unclipped20" else 5e-5)
 
 
 def test_grids():
@@ -91,7 +92,7 @@ def test_grids():
             np.testing.assert_allclose(table.rows.time, times, rtol=1e-5, atol=1e-6, err_msg=str(case))
         else:
             np.testing.assert_array_equal(table.rows.time, times, err_msg=str(case))
-        np.testing.assert_allclose(found, sigmas[:-1], rtol=1e-4, err_msg=str(case))
+        np.testing.assert_allclose(found, sigmas[:-1], rtol=1e-5, err_msg=str(case))
         checked += 1
     assert checked > 200
 

@@ -129,3 +129,11 @@ def test_ddim_and_ldm_grids():
 def test_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_halfway():
+    grid = grids.sections(S, 10)  # 999, 888, .., 0
+    assert [s.time for s in grids.halfway(S, grid)] == [943, 832, 721, 610, 499, 388, 277, 166, 55, 0]
+    spaced = schedules.respace(S, np.arange(5, 1000, 10))  # entries 0 .. 99 are told 5, 15, .., 995
+    found = grids.halfway(spaced, grids.from_timesteps(spaced, [99, 90, 10]))
+    assert [s.time for s in found] == [945, 505, 55] and found[0] == grids.level(spaced, 94)

@@ -81,9 +81,9 @@ def test_variance_of_the_last_step_is_that_of_the_step_before():
     for variance in ("fixed_small", "fixed_large", "learned_range"):
         rows = samplers.ddpm(GRID, variance=variance).rows
         assert rows.update[-1, 0, -1] == 0 and rows.variance[-1] == pytest.approx(small, rel=1e-12)
-    assert rows.spread[-1] == pytest.approx(np.log((1 - end[0].alpha ** 2) / small), rel=1e-9)
+    assert rows.spread[-1] == pytest.approx(np.log(end[0].sigma ** 2 / small), rel=1e-13)
     sampled = samplers.ddpm(GRID, variance="fixed_large", last_step="sample").rows
-    assert sampled.update[-1, 0, -1] ** 2 == pytest.approx(1 - end[0].alpha ** 2, rel=1e-9)
+    assert sampled.update[-1, 0, -1] ** 2 == pytest.approx(end[0].sigma ** 2, rel=1e-13)
 
 
 def test_lcm_keeps_the_image_at_t_0_and_weighs_both_where_tau_is_sigma_data():
@@ -182,12 +182,12 @@ def test_a_network_of_the_mean_is_the_network_of_eps_it_comes_from(x64):
 
     def mean(x, t):  # eq. 7 with x_0 from eps
         a_s, s_s, a_t, s_t = level[jnp.argmax(times == t[0])]
-        beta = 1 - (a_s / a_t) ** 2
+        beta = s_s**2 - (a_s * s_t / a_t) ** 2
         x_0 = (x - s_s * eps(x, t)) / a_s
         return beta * a_t / s_s**2 * x_0 + s_t**2 * a_s / (s_s**2 * a_t) * x
 
     found = trace(samplers.mean_denoiser(mean), table, x_T, noise)
-    assert relative(found, trace(samplers.denoiser(eps), table, x_T, noise)) < 1e-10
+    assert relative(found, trace(samplers.denoiser(eps), table, x_T, noise)) < 1e-13
 
 
 # ---------------------------------------------------------------------------------------------------- wrappers

@@ -10,8 +10,10 @@ import pytest
 from ddpm_jax import samplers, schedules
 from ddpm_jax.samplers import dpm_grids, fastdpm, grids, sigma_grids
 from ddpm_jax.samplers.catalogue import CATALOGUE, make_table
+from ddpm_jax.samplers.catalogue import GRIDS as NAMED
 
 S = schedules.linear(1000)
+ZERO = schedules.zero_terminal_snr(S)
 SHAPE = (2, 4, 4, 1)
 KEY = jax.random.key(0)
 
@@ -29,7 +31,7 @@ def test_200_configurations_one_compilation():
 
     run = samplers.Runner(make_denoise, SHAPE, max_calls=101)
     scale = jax.device_put(np.float32(0.5))
-    tables = [make_table(name, S, n) for name in CATALOGUE for n in (2, 3, 5, 8, 10, 20, 35, 50)]
+    tables = [make_table(name, S, n) for name in CATALOGUE for n in (4, 5, 6, 8, 10, 20, 35, 50)]
     assert len(tables) >= 200
     run(tables[0], KEY, scale)
     with jax.transfer_guard("disallow"):
@@ -74,6 +76,10 @@ def test_padding_changes_nothing_but_the_size():
         (lambda: samplers.Runner(network, SHAPE, 5)(make_table("ddim", S, 6), KEY, 1.0), r"6 rows, more than the 5"),
         (lambda: make_table("unipcc", S, 6), r"unknown sampler 'unipcc'; did you mean 'unipc'"),
         (lambda: make_table("unipc", S, 1001), r"num_steps must be a whole number in \[1, 1000\], got 1001"),
+        (lambda: make_table("unipc", S, 6, "karas"), r"unknown grid 'karas'; did you mean 'karras'"),
+        (lambda: make_table("pndm", S, 6, "karras"), r"need a grid of the schedule's timesteps, got times \[99"),
+        (lambda: make_table("euler", ZERO, 6, "trailing"), r"cannot start from pure noise: alpha is 0 at time 999 of"),
+        (lambda: make_table("unipc", ZERO, 6, "trailing"), r"cannot start from pure noise: alpha is 0 at time 999 of"),
         (lambda: make_table("unipc", S, 0), r"num_steps must be a whole number in \[1, 1000\], got 0"),
     ],
 )
@@ -95,9 +101,25 @@ def test_every_number_of_steps_is_finite(name, prediction):
         lambda: samplers.denoiser(lambda x, t: 0.5 * x, prediction=prediction, clip=1.0), (1, 2, 2, 1), max_calls=1999
     )
     for n in (1, 2, 3, 7, 999, 1000):
-        if name == "fastdpm_var" and n == 1:
-            continue  # needs both ends of its beta ramp, and says so
+        if n < CATALOGUE[name].least:
+            with pytest.raises(ValueError, match=rf"num_steps must be a whole number in \[[24], 1000\], got {n}"):
+                make_table(name, S, n)
+            continue
         assert np.isfinite(run(make_table(name, S, n), KEY)).all(), n
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_a_sampler_on_a_grid_by_name(name):
+    """The network is called at the levels of that grid; where it is the sampler's own, nothing changes."""
+    for grid, spread in NAMED.items():
+        if name == "pndm" and spread.__module__ != grids.__name__ and spread is not fastdpm.step_grid:
+            continue  # needs timesteps: refused, see test_bad_arguments
+        table = make_table(name, S, 6, grid)
+        assert np.isfinite(table.rows.update).all()
+        called = {(time, alpha) for time, alpha in zip(table.rows.time, table.rows.alpha, strict=True)}
+        assert {(s.time, s.alpha) for s in spread(S, 6).levels[:-1]} <= called, grid
+        if spread is CATALOGUE[name].spread:
+            np.testing.assert_array_equal(table.rows.update, make_table(name, S, 6).rows.update)
 
 
 GRIDS = [

@@ -35,6 +35,7 @@ MINE = {
     "HeunDiscreteScheduler",
     "KDPM2DiscreteScheduler",
     "KDPM2AncestralDiscreteScheduler",
+    "DPMSolverSDEScheduler",
     "LMSDiscreteScheduler",
     "EDMEulerScheduler",
     "IPNDMScheduler",
@@ -65,8 +66,7 @@ def test_first_order_members_are_ddim(grid):
 def test_euler_ancestral_is_ddim_and_ddpm(name):
     grid = GRIDS[name]  # variance preserving
     assert_same_table(euler_ancestral(grid), samplers.ddim(grid, eta=1.0))
-    # DDPM's mean has 1 - alpha^2, of size 1e-4 at the last level.
-    assert_same_table(euler_ancestral(grid), samplers.ddpm(grid, variance="fixed_small"), atol=1e-11)
+    assert_same_table(euler_ancestral(grid), samplers.ddpm(grid, variance="fixed_small"), atol=1e-13)
     assert_same_table(euler_ancestral(grid, eta=0.3), samplers.ddim(grid, eta=0.3))
 
 
@@ -99,13 +99,13 @@ def test_no_churn_is_euler(prediction):
 
 
 def test_adams_weights_integrate_polynomials():
-    nodes, end = [3.0, 4.5, 7.0, 20.0], 1.0
-    for order in (1, 2, 3, 4):
+    nodes, end = [3.0, 4.5, 7.0, 20.0, 21.0, 25.0], 1.0
+    for order in range(1, 7):
         weights = adams_weights(nodes[:order], end)
         for degree in range(order):
             exact = (end ** (degree + 1) - nodes[0] ** (degree + 1)) / (degree + 1)
-            found = sum(w * node**degree for w, node in zip(weights, nodes, strict=False))
-            assert found == pytest.approx(exact, rel=1e-12)
+            terms = [w * node**degree for w, node in zip(weights, nodes, strict=False)]
+            assert sum(terms) == pytest.approx(exact, abs=1e-14 * sum(map(abs, terms)))
     np.testing.assert_allclose(adams_weights([0, -1, -2, -3], 1), np.array([55, -59, 37, -9]) / 24, rtol=1e-13)
 
 
@@ -298,8 +298,8 @@ def test_diffusers_traces(name, x64):
     keeps_x = meta["cls"] == "IPNDMScheduler"
     scale = np.ones(table.num_calls + 1) if keeps_x else np.append(table.rows.alpha, 1)
     assert relative(table.init * arrays["noise_init"], scale[0] * arrays["x_init"]) < 1e-5
-    assert relative(found, scale[1:].reshape(-1, 1, 1, 1, 1) * arrays["samples"]) < 1e-4
-    assert relative(found[-1], arrays["samples"][-1]) < 1e-4
+    assert relative(found, scale[1:].reshape(-1, 1, 1, 1, 1) * arrays["samples"]) < 5e-5
+    assert relative(found[-1], arrays["samples"][-1]) < 5e-5
 
 
 def edm_trace(table, arrays, noise=None):
@@ -408,7 +408,7 @@ EULER, KDPM2 = "EulerDiscreteScheduler", "KDPM2DiscreteScheduler"
         (lambda: euler(GRIDS["karras"], hat=[]), r"one level a step, 10, got 0"),
         (lambda: euler_ancestral(GRIDS["karras"], eta=1.5), r"eta must lie in \[0, 1\], got 1.5"),
         (lambda: euler_late_churn(GRIDS["karras"], s_churn=1, prediction="e"), r"unknown prediction 'e'"),
-        (lambda: lms(GRIDS["karras"], order=5), r"order must be 1, 2, 3 or 4, got 5"),
+        (lambda: lms(GRIDS["karras"], order=7), r"order must be a whole number in \[1, 6\], got 7"),
         (lambda: ipndm(GRIDS["karras"], order=0), r"order must be 1, 2, 3 or 4, got 0"),
         (lambda: edm_ode(GRIDS["karras"], AT, schedule="lin"), r"unknown schedule 'lin'; did you mean 'linear'"),
         (lambda: edm_ode(GRIDS["karras"], AT, inner=1.5), r"inner must be None or lie in \(0, 1\], got 1.5"),

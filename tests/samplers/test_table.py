@@ -1,5 +1,7 @@
 """The notation, the passes, the loop, and what makes samples independent of batches."""
 
+from math import expm1, fsum, log1p
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ from jax.test_util import check_grads
 
 from ddpm_jax import process, samplers, schedules
 from ddpm_jax.samplers import grids
+from ddpm_jax.samplers.ancestral import transition_variance
 from ddpm_jax.samplers.table import EPS, M1, M2, SAVED, X0, Table, X, Z, compact, eliminate_x
 from tests.helpers import gaussian_model, relative, trace
 
@@ -212,6 +215,19 @@ def test_show():
 
 
 # --------------------------------------------------------------------------------------------------- closed forms
+
+
+@pytest.mark.parametrize("make", [schedules.linear, schedules.cosine, schedules.quad, schedules.sigmoid])
+@pytest.mark.parametrize("stride", [1, 10, 100])
+def test_transition_variance_is_as_exact_as_levels_are(make, stride):
+    """Against 1 - prod (1 - beta): levels wrong by a few roundings know it to that times 2 sigma^2 / variance."""
+    schedule = make(1000)
+    for s, t in grids.from_timesteps(schedule, np.arange(0, 1000, stride)[::-1]).steps():
+        first = int(t.time) + 1 if t.sigma else 0
+        exact = -expm1(fsum(log1p(-beta) for beta in schedule.betas_float64[first : int(s.time) + 1]))
+        error = abs(transition_variance(s, t) / exact - 1)
+        assert error < 1e-15 * max(1, 2 * s.sigma**2 / exact), (s.time, error)
+        assert error < (1e-13 if stride == 1 else 1.1e-14)
 
 
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])

@@ -23,8 +23,8 @@ def from_diffusers_config(
 ) -> Preset:
     """(table, denoiser) that step as the diffusers scheduler with this configuration does.
 
-    samplers.sample(denoiser(model_fn), table, key, shape) then runs it. diffusers' tables are float32; these are
-    float64, but for the noise levels whose rounding shows. Traces agree to about 1e-5 relative, never bit for bit.
+    samplers.sample(denoiser(model_fn), table, key, shape) then runs it. alphas_cumprod is diffusers', in float32; the
+    rest is float64 here and float32 there. Traces agree to about 1e-5 relative, never bit for bit.
 
     Source: diffusers 0.42.1.
 

@@ -1,11 +1,17 @@
-"""diffusers' float32 numbers, bit for bit, where their rounding shows: timesteps, steps of length 0, tiny alpha.
+"""diffusers' float32 numbers, bit for bit: alphas_cumprod, timesteps, steps of length 0, tiny alpha.
 
-Everywhere else the float64 schedule is used.
+What follows from alphas_cumprod is float64 here and float32 there: run in float64 from its own alphas_cumprod,
+diffusers agrees with these presets to about 1e-7, and whatever more a trace differs by is rounding in diffusers.
 """
+
+from collections.abc import Callable, Mapping
+from math import expm1
+from typing import Any
 
 import numpy as np
 
-from ddpm_jax.samplers.configs.common import BETAS, Config
+from ddpm_jax import schedules
+from ddpm_jax.names import choose
 
 F32 = np.float32
 
@@ -18,17 +24,29 @@ def linspace(start: float, end: float, num: int) -> np.ndarray:
     return np.where(i < num // 2, first + step * i, last - step * (num - 1 - i)).astype(F32)
 
 
-def alphas_cumprod(config: Config) -> np.ndarray:
-    """float32 [T], with 2^-24 for the last where rescale_betas_zero_snr is set; its class has that setting or not."""
+# beta_schedule, of num_train_timesteps, beta_start and beta_end.
+BETAS: dict[str, Callable[[int, float, float], np.ndarray]] = {
+    "linear": lambda n, start, end: linspace(start, end, n),
+    "scaled_linear": lambda n, start, end: linspace(start**0.5, end**0.5, n) ** 2,
+    "squaredcos_cap_v2": lambda n, start, end: schedules.cosine(n).betas_float64.astype(F32),
+    "sigmoid": lambda n, start, end: schedules.sigmoid(n, beta_start=start, beta_end=end).betas_float64.astype(F32),
+    # alphas_cumprod = exp(-12 (t + 1) / T): every step keeps the same fraction.
+    "exp": lambda n, start, end: np.full(n, min(-expm1(-12 / n), 0.999), F32),
+}
+
+
+def alphas_cumprod(config: Mapping[str, Any]) -> np.ndarray:
+    """float32 [T], with 2^-24 for the last where rescale_betas_zero_snr is set; its class has that setting or not.
+
+    Raises:
+      ValueError: unknown beta_schedule.
+    """
     num = config["num_train_timesteps"]
     if config["trained_betas"] is not None:
         betas = np.asarray(config["trained_betas"], F32)
-    elif config["beta_schedule"] == "linear":
-        betas = linspace(config["beta_start"], config["beta_end"], num)
-    elif config["beta_schedule"] == "scaled_linear":
-        betas = linspace(config["beta_start"] ** 0.5, config["beta_end"] ** 0.5, num) ** 2
     else:
-        betas = BETAS[config["beta_schedule"]](num, config["beta_start"], config["beta_end"]).betas_float64.astype(F32)
+        make = choose("beta_schedule", config["beta_schedule"], BETAS)
+        betas = make(num, config["beta_start"], config["beta_end"])
     if not config.get("rescale_betas_zero_snr", False):
         return _cumprod(1 - betas)
     root = np.sqrt(_cumprod(1 - betas))
@@ -43,7 +61,7 @@ def _cumprod(alphas: np.ndarray) -> np.ndarray:
     return np.cumprod(alphas.astype(np.float64)).astype(F32)  # as torch: accumulated in double
 
 
-def sigmas(config: Config) -> np.ndarray:
+def sigmas(config: Mapping[str, Any]) -> np.ndarray:
     """sqrt((1 - alphas_cumprod) / alphas_cumprod), float32 [T]."""
     keep = alphas_cumprod(config)
     return np.sqrt((1 - keep) / keep)

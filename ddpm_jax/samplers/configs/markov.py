@@ -14,7 +14,7 @@ from ddpm_jax.samplers.ancestral import ddpm
 from ddpm_jax.samplers.configs.common import DEFAULTS, Config, Preset, prediction_of, schedule_of
 from ddpm_jax.samplers.consistency import inner_levels, lcm, tcd
 from ddpm_jax.samplers.denoise import Denoise, EpsAfterClip, clipped, denoiser, thresholded
-from ddpm_jax.samplers.grids import Grid, Level, Pairs, level
+from ddpm_jax.samplers.grids import Grid, Pairs, level
 from ddpm_jax.samplers.implicit import ddim, ddim_inverse
 from ddpm_jax.samplers.pndm import plms, pndm
 from ddpm_jax.samplers.repaint import resampled, visits
@@ -77,7 +77,9 @@ def _preset(
 
 
 def _ddpm(config: Config, num_steps: int | None, *, timesteps: Sequence[int] | None = None) -> Preset:
-    schedule = schedule_of(config) if config["beta_schedule"] != "laplace" else _laplace(config)
+    if config["beta_schedule"] == "laplace":  # which no other class has
+        config = {**config, "trained_betas": schedules.laplace(config["num_train_timesteps"]).betas_float64}
+    schedule = schedule_of(config)
     steps = timesteps if _listed(num_steps, timesteps) else _spaced(config, schedule, num_steps)
     assert steps is not None
     name = config["variance_type"]
@@ -112,15 +114,9 @@ def _log_variance(model_fn: ModelFn) -> ModelFn:
     return log_model_fn
 
 
-def _laplace(config: Config) -> Schedule:
-    if config["rescale_betas_zero_snr"]:
-        return schedules.zero_terminal_snr(schedules.laplace(config["num_train_timesteps"]))
-    return schedules.laplace(config["num_train_timesteps"])
-
-
 def _ddim(config: Config, num_steps: int | None, *, eta: float = 0.0, use_clipped_model_output: bool = False) -> Preset:
-    schedule = schedule_of(config)
-    table = ddim(_strided(config, schedule, num_steps), eta=eta)
+    # With eta = 1 and alpha_s = 0 the weight of eps, here exactly 0, is rounding in diffusers: 2e-4, or NaN.
+    table = ddim(_strided(config, schedule_of(config), num_steps), eta=eta)
     return _preset(config, table, "rederived" if use_clipped_model_output else "raw")
 
 
@@ -137,15 +133,7 @@ def _ddim_inverse(config: Config, num_steps: int | None) -> Preset:
     if config["set_alpha_to_zero"] is not None:  # its old name
         config = {**config, "set_alpha_to_one": config["set_alpha_to_zero"]}
     schedule = schedule_of(config)
-    keep = np.cumprod(1 - schedule.betas_float64.astype(np.float32), dtype=np.float64).astype(np.float32)
-
-    def rounded(level: Level) -> Level:
-        k = keep[int(level.time)]
-        return Level(level.time, float(k) ** 0.5, float(1 - k) ** 0.5) if level.sigma > 0 else level
-
-    # With x_0 predicted, (x - alpha x_0) / sigma at the first levels shows float32's 1 - alphas_cumprod, wrong by 2e-4.
-    pairs = _strided(config, schedule, num_steps).pairs
-    return _preset(config, ddim_inverse(Pairs(tuple((rounded(s), rounded(t)) for s, t in pairs))), "raw")
+    return _preset(config, ddim_inverse(_strided(config, schedule, num_steps)), "raw")
 
 
 def _pndm(config: Config, num_steps: int | None) -> Preset:

@@ -1,4 +1,4 @@
-"""diffusers' schedulers that step x / alpha along sigma: Euler, Heun, DPM-2, LMS, and EDM's Euler; and iPNDM.
+"""diffusers' schedulers that step x / alpha along sigma: Euler, Heun, DPM-2, SDE, LMS, EDM's Euler; and iPNDM.
 
 They start at x_T = sigma_T z, or sqrt(sigma_T^2 + 1) z with "leading" spacing; the network takes in
 x / sqrt(sigma^2 + 1); and what they return is x / alpha, the same as x where the grid ends in sigma = 0.
@@ -23,6 +23,7 @@ from ddpm_jax.samplers.configs.common import (
     Preset,
     checked_schedule,
 )
+from ddpm_jax.samplers.dpm_sde import dpm_solver_sde
 from ddpm_jax.samplers.euler import euler_ancestral
 from ddpm_jax.samplers.grids import Grid, Level, checked_steps
 from ddpm_jax.samplers.heun import heun
@@ -188,24 +189,37 @@ def heun_discrete(config: Config, num_steps: int | None, *, timesteps: Sequence[
     return _finished(config, heun(grid), prediction, clip)
 
 
-def _kdpm2(config: Config, num_steps: int | None, build: Callable[..., Table]) -> Preset:
+def _half_way(
+    config: Config, num_steps: int | None, build: Callable[..., Table], *, whole: bool, **options: float
+) -> Preset:
+    """The preset of a sampler with levels half way; whole: with Karras' sigmas, times of the grid are rounded."""
     prediction = _prediction(config, "epsilon", "v_prediction")
     table = _table(config)
     path = _path(config, table, num_steps)
-    if config["use_karras_sigmas"]:
+    if whole and config["use_karras_sigmas"]:
         path = path._replace(times=path.times.round())  # but not the times half way
     half_way = sigma_grids.interpolated(table, np.arange(len(table)))
-    return _finished(config, build(path.grid(), half_way), prediction)
+    return _finished(config, build(path.grid(), half_way, **options), prediction)
 
 
 def kdpm2_discrete(config: Config, num_steps: int | None) -> Preset:
     """KDPM2DiscreteScheduler."""
-    return _kdpm2(config, num_steps, kdpm2)
+    return _half_way(config, num_steps, kdpm2, whole=True)
 
 
 def kdpm2_ancestral_discrete(config: Config, num_steps: int | None) -> Preset:
     """KDPM2AncestralDiscreteScheduler."""
-    return _kdpm2(config, num_steps, kdpm2_ancestral)
+    return _half_way(config, num_steps, kdpm2_ancestral, whole=True)
+
+
+def dpm_solver_sde_preset(config: Config, num_steps: int | None, *, s_noise: float = 1.0) -> Preset:
+    """DPMSolverSDEScheduler, with increments of a Brownian motion built from the noise of the rows."""
+    if config["noise_sampler_seed"] is not None:
+        raise ValueError(
+            "noise_sampler_seed must be None, since noise comes from the key of samplers.sample, got "
+            f"{config['noise_sampler_seed']}"
+        )
+    return _half_way(config, num_steps, dpm_solver_sde, whole=False, s_noise=s_noise)
 
 
 def lms_discrete(config: Config, num_steps: int | None, *, order: int = 4) -> Preset:
@@ -282,6 +296,7 @@ CLASSES: dict[str, tuple[Callable[..., Preset], Mapping[str, Any]]] = {
     "HeunDiscreteScheduler": (heun_discrete, {**KDPM2, "clip_sample": False, "clip_sample_range": 1.0}),
     "KDPM2DiscreteScheduler": (kdpm2_discrete, KDPM2),
     "KDPM2AncestralDiscreteScheduler": (kdpm2_ancestral_discrete, KDPM2),
+    "DPMSolverSDEScheduler": (dpm_solver_sde_preset, {**KDPM2, "noise_sampler_seed": None}),
     "LMSDiscreteScheduler": (lms_discrete, {**NO_RESCALING, **SPACED, **FLAGS}),
     "EDMEulerScheduler": (edm_euler, EDM),
     "IPNDMScheduler": (ipndm_preset, {"num_train_timesteps": 1000, "trained_betas": None}),
