@@ -15,6 +15,7 @@ from ddpm_jax.samplers.denoise import (
     mean_denoiser,
     projected,
     thresholded,
+    x_0_from_mean,
 )
 from ddpm_jax.samplers.dpm_solver import dpm_solver, dpm_solver_pp
 from ddpm_jax.samplers.euler import euler, euler_ancestral
@@ -86,4 +87,5 @@ __all__ = [
     "tcd",
     "thresholded",
     "unipc",
+    "x_0_from_mean",
 ]
