@@ -2,7 +2,8 @@
 
     config.json         the resolved configuration, the shape and number of the images
     environment.jsonl   one line per start: versions, git commit, devices, from which step
-    checkpoints/STEP/   Orbax: params, ema_params, opt_state; seal.json: size and CRC-32 of their files
+    checkpoints/STEP/   Orbax: params, ema_params, opt_state, and timestep_state where t is drawn with one; seal.json:
+                        size and CRC-32 of their files
     metrics.jsonl, samples/, loss.png   written by train.loop
 
 A checkpoint is written under another name, sealed, and appears under its own only when it is complete. Only one whose
@@ -29,7 +30,7 @@ import orbax.checkpoint as ocp
 from ddpm_jax.train.config import Config, differences, from_dict, to_dict
 from ddpm_jax.train.state import TrainState
 
-ITEMS = ("params", "ema_params", "opt_state")
+ITEMS = ("params", "ema_params", "opt_state", "timestep_state")
 SEAL = "seal.json"
 Say = Callable[[str], None]
 
@@ -139,7 +140,7 @@ class Checkpoints:
 
     def save(self, state: TrainState) -> None:
         """Start writing the state as checkpoint state.step."""
-        items = {name: ocp.args.StandardSave(getattr(state, name)) for name in ITEMS}
+        items = {name: ocp.args.StandardSave(item) for name, item in _items(state).items()}
         self._manager.save(int(state.step), args=ocp.args.Composite(**items))
 
     def restore(self, template: TrainState, say: Say) -> TrainState | None:
@@ -156,8 +157,8 @@ class Checkpoints:
             say(f"checkpoint {bad} is damaged ({reason}); it is now {target}, going on from {step or 'the beginning'}")
         if step is None:
             return None
-        items = self._read(step, {name: getattr(template, name) for name in ITEMS})
-        return TrainState(step=jax.device_put(np.int32(step), template.step.sharding), **items)
+        items = self._read(step, _items(template))
+        return dataclasses.replace(template, step=jax.device_put(np.int32(step), template.step.sharding), **items)
 
     def restore_item(self, name: str, template: Any, say: Say) -> Any:
         """One item of the newest intact checkpoint; nothing is moved.
@@ -166,12 +167,16 @@ class Checkpoints:
           FileNotFoundError: there is no checkpoint.
           ValueError: there are checkpoints, and all are damaged.
         """
+        return self.restore_item_and_step(name, template, say)[0]
+
+    def restore_item_and_step(self, name: str, template: Any, say: Say) -> tuple[Any, int]:
+        """As restore_item, and which checkpoint that is."""
         step, damaged = self._newest_intact()
         if step is None:
             raise FileNotFoundError(f"no checkpoint in {self.directory}")
         for bad, reason in damaged.items():
             say(f"checkpoint {bad} is damaged ({reason}); using {step}")
-        return self._read(step, {name: template})[name]
+        return self._read(step, {name: template})[name], step
 
     def close(self) -> None:
         self._manager.close()
@@ -225,10 +230,20 @@ def restore_ema(workdir: Path, template: Any, say: Say) -> Any:
       FileNotFoundError: there is no checkpoint.
       ValueError: there are checkpoints, and all are damaged.
     """
+    return restore_ema_and_step(workdir, template, say)[0]
+
+
+def restore_ema_and_step(workdir: Path, template: Any, say: Say) -> tuple[Any, int]:
+    """As restore_ema, and the number of steps they have seen."""
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
     with checkpoints(workdir) as saved:
-        return saved.restore_item("ema_params", jax.tree.map(place, template), say)
+        return saved.restore_item_and_step("ema_params", jax.tree.map(place, template), say)
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+    """What of a state is written: an item without arrays, as most samplers of t have, is not."""
+    return {name: getattr(state, name) for name in ITEMS if jax.tree.leaves(getattr(state, name))}
 
 
 def seal(directory: Path) -> None:

@@ -1,4 +1,4 @@
-"""The command line: train | sample | samplers. The only module that prints."""
+"""The command line: train | sample | nll | samplers. The only module that prints."""
 
 import contextlib
 import dataclasses
@@ -18,9 +18,10 @@ import tyro
 from tqdm import tqdm
 
 from ddpm_jax import checkpoint, images
+from ddpm_jax.evaluate import nll
 from ddpm_jax.names import choose, unknown
 from ddpm_jax.samplers import show
-from ddpm_jax.samplers.catalogue import CATALOGUE, GRIDS, make_table
+from ddpm_jax.samplers.catalogue import CATALOGUE, GRIDS, make_table, make_table_at
 from ddpm_jax.train import build, loop
 from ddpm_jax.train.config import Config, ScheduleConfig
 
@@ -28,6 +29,7 @@ USAGE = """usage: ddpm-jax COMMAND ...
 
   train [EXPERIMENT.py] [--workdir DIR] [--train.num-steps N ...]   train, or go on where a run stopped
   sample WORKDIR [--sampler ddim] [--num-steps 50] [-n 64]          pictures from a trained run
+  nll WORKDIR [--split test] [-n 1000] [--num-steps 100]            bits/dim: the variational bound, term by term
   samplers                                                          list the samplers
   samplers show NAME [--num-steps 10] [--grid karras]               a sampler's table, as assignments
 
@@ -51,6 +53,8 @@ class SampleArguments:
     """Steps; `ddpm-jax samplers` says how many network calls they are."""
     grid: str | None = None
     """Where the steps are: one of the grids that `ddpm-jax samplers` lists; None is the sampler's own."""
+    timesteps: tuple[int, ...] | None = None
+    """Which of the training's timesteps to visit, instead of num_steps of them, such as those that nll finds."""
     num_images: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 64
     seed: int = 0
     """Image i of a seed is the same whatever num_images and batch_size are."""
@@ -128,19 +132,27 @@ def sample(argv: list[str]) -> None:
     for name in ("num_images", "batch_size"):
         if getattr(arguments, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(arguments, name)}")
-    parts = [arguments.sampler, arguments.grid, arguments.num_steps, f"seed{arguments.seed}"]
-    stem = "_".join(str(part) for part in parts if part is not None) + ".png"
-    out = arguments.out or workdir / stem
+    given = arguments.timesteps
+    if given is not None and arguments.grid is not None:
+        raise ValueError(f"give either grid or timesteps, got {arguments.grid!r} and {list(given)}")
+    spacing = f"{len(given)}chosen" if given is not None else arguments.num_steps
+    parts = [arguments.sampler, arguments.grid, spacing, f"seed{arguments.seed}"]
+    out = arguments.out or workdir / ("_".join(str(part) for part in parts if part is not None) + ".png")
     choose("ending of --out", out.suffix, {".png": 0, ".npz": 0})
 
     info = checkpoint.load_run(workdir)
     config, shape = info.config, info.image_shape
     schedule = build.make_schedule(config.schedule)
-    table = make_table(arguments.sampler, schedule, arguments.num_steps, arguments.grid)
-    model = build.make_model(config.model, shape)
+    variance = config.objective.variance
+    if given is None:
+        table = make_table(arguments.sampler, schedule, arguments.num_steps, arguments.grid, variance=variance)
+    else:
+        table = make_table_at(arguments.sampler, schedule, given, variance=variance)
+    model = build.make_model(config, shape)
     params = checkpoint.restore_ema(workdir, build.params_template(model, shape), print)
     batch_size = min(arguments.batch_size, n)
-    draw = loop.make_draw(model, table, config.sample.clip, (batch_size, *shape))
+    make_denoise = build.make_denoiser(config.objective, schedule, config.sample.clip)
+    draw = loop.make_draw(model, make_denoise, table, (batch_size, *shape))
     key = jax.random.key(arguments.seed)
     batches = []
     with tqdm(total=n, unit="image") as bar:
@@ -162,6 +174,59 @@ def save_npz(path: Path, pictures: np.ndarray) -> None:
     with open(partial, "wb") as file:
         np.savez_compressed(file, images=pictures)
     partial.replace(path)
+
+
+# -------------------------------------------------------------------------------------------------------------- nll
+
+
+@dataclasses.dataclass(frozen=True)
+class NllArguments:
+    workdir: tyro.conf.Positional[Path]
+    """A run's directory."""
+    split: str | None = None
+    """Of the run's data; "test" by default, or the split of the training where the data has no test split."""
+    num_images: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None
+    """The first so many images of the split; all by default."""
+    batch_size: int = 64
+    """Images at once; the noise of image i of a seed is the same whatever it is."""
+    seed: int = 0
+    num_steps: int | None = None
+    """Of the strided process, at evenly spread timesteps; every timestep of the training by default."""
+    optimal_steps: tuple[int, ...] | None = None
+    """Find the best timesteps for so many steps; 10 20 50 by default."""
+
+
+class NllBar:
+    """A progress bar with the bits/dim so far."""
+
+    def start(self, first_image: int, num_images: int) -> None:
+        self._bar = tqdm(total=num_images, initial=first_image, unit="image", dynamic_ncols=True)
+
+    def images(self, num_images: int, bits_per_dim: float) -> None:
+        self._bar.set_postfix_str(f"{bits_per_dim:.4f} bits/dim", refresh=False)
+        self._bar.update(num_images - self._bar.n)
+
+    def say(self, message: str) -> None:
+        tqdm.write(message)
+
+    def close(self) -> None:
+        if hasattr(self, "_bar"):
+            self._bar.close()
+
+
+def negative_log_likelihood(argv: list[str]) -> None:
+    """The variational bound of a run's newest checkpoint: bits/dim, where they go, and files with all of it."""
+    arguments = _parse(NllArguments, argv, "nll")
+    options = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(arguments)}
+    with contextlib.closing(NllBar()) as bar:
+        folder, summary = nll.evaluate(report=bar, **options)
+    bits = summary["bits_per_dim"]
+    error = bits["total"]["standard_error"]
+    print(f"bits/dim {bits['total']['mean']:.4f}" + ("" if error is None else f" ± {error:.4f}"), end=": ")
+    print(", ".join(f"{name} {bits[name]['mean']:.4f}" for name in ("prior", "transitions", "decoder")))
+    for n, found in summary["optimal"]["steps"].items():
+        print(f"transitions in {n} steps: {found['transitions']:.4f}, evenly spread {found['transitions_even']:.4f}")
+    print(f"terms, rate-distortion curve, timesteps: {folder}")
 
 
 # --------------------------------------------------------------------------------------------------------- samplers
@@ -198,7 +263,12 @@ def list_samplers(argv: list[str]) -> None:
 # ------------------------------------------------------------------------------------------------------------- main
 
 T = TypeVar("T")
-COMMANDS: dict[str, Callable[[list[str]], None]] = {"train": train, "sample": sample, "samplers": list_samplers}
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "train": train,
+    "sample": sample,
+    "nll": negative_log_likelihood,
+    "samplers": list_samplers,
+}
 
 
 def _parse(cls: type[T], argv: list[str], command: str, default: T = tyro.MISSING_NONPROP) -> T:

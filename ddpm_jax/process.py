@@ -2,7 +2,7 @@
 
   q(x_t | x_0)           = N(sqrt(ac_t) x_0, (1 - ac_t) I)            Ho et al. 2020 (arXiv:2006.11239), eq. 4
   q(x_{t-1} | x_t, x_0)  = N(coef1_t x_0 + coef2_t x_t, beta_tilde_t I)                               eq. 6-7
-  p(x_{t-1} | x_t)       = q(x_{t-1} | x_t, pred_x_0), with variance beta_tilde_t or beta_t        section 3.2
+  p(x_{t-1} | x_t)       = q(x_{t-1} | x_t, pred_x_0) with a variance of its own                   section 3.2
 
 ac is schedule.alphas_cumprod. t is 0-based: t = 0 has been diffused once, and "x_{t-1}" at t = 0 is the clean x_0.
 Every function is written for one example, then vmapped over [B, ...] and jitted. Names of what a network predicts:
@@ -10,6 +10,14 @@ Every function is written for one example, then vmapped over [B, ...] and jitted
   "x_0"     the clean data
   "v"       sqrt(ac) eps - sqrt(1 - ac) x_0                        Salimans & Ho 2022 (arXiv:2202.00512), appendix D
   "x_prev"  the mean of x_{t-1}
+  "score"   grad log q(x_t | x_0) = -eps / sqrt(1 - ac)               Song et al. 2021 (arXiv:2011.13456), section 3.3
+Names of the variance of p:
+  "fixed_small"    beta_tilde_t
+  "fixed_large"    beta_t, but beta_tilde_1 at t = 0, which is the scale of the decoder (no noise is added there)
+  "learned"        exp(v)                                                                             v is the second
+  "learned_range"  exp(f log beta_t + (1 - f) log beta_tilde_t), f = (v + 1) / 2                 half of the output
+                   Nichol & Dhariwal 2021 (arXiv:2102.09672), eq. 15; at t = 0 its beta_tilde is that of t = 1
+With a learned variance the output is [..., 2C]: along the last axis first the prediction, then v.
 Shapes and dtypes are checked while tracing. Not checked: that t lies in [0, T); JAX clamps such an index silently.
 """
 
@@ -20,13 +28,16 @@ from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ddpm_jax.names import unknown
 from ddpm_jax.schedules import Schedule
 
-PredictionType = Literal["eps", "x_0", "v", "x_prev"]
-VarianceType = Literal["fixed_small", "fixed_large"]
-ModelFn = Callable[[jax.Array, jax.Array], jax.Array]  # model_fn(x_t [B, ...], t [B] float) -> like x_t
+PredictionType = Literal["eps", "x_0", "v", "x_prev", "score"]
+VarianceType = Literal["fixed_small", "fixed_large", "learned", "learned_range"]
+LEARNED = ("learned", "learned_range")
+# model_fn(x_t [B, ..., C], t [B] float32) -> like x_t, or [B, ..., 2C] with a learned variance
+ModelFn = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class Prediction(NamedTuple):
@@ -45,7 +56,10 @@ class Posterior(NamedTuple):
 
 
 class PMeanVariance(NamedTuple):
-    """p(x_{t-1} | x_t) and the pred_x_0 its mean came from (clipped, if it was)."""
+    """p(x_{t-1} | x_t) and the pred_x_0 its mean came from (clipped, if it was).
+
+    variance and log_variance are [B, 1, ..., 1], and like the mean if they are learned.
+    """
 
     mean: jax.Array
     variance: jax.Array
@@ -57,8 +71,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def _batched(*images: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """function(schedule, one example) -> function(schedule, [B, ...]), jitted; `images` are the [B, ...] arguments.
+def batched(*images: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """function(schedule, one example) -> function(schedule, [B, ...]), jitted; `images` are the arguments like x_0.
 
     Keyword-only arguments are Python values, fixed while tracing.
     """
@@ -68,20 +82,20 @@ def _batched(*images: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         options = [name for name, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY]
 
         @functools.wraps(function)
-        def batched(*args: P.args, **kwargs: P.kwargs) -> R:
+        def checked(*args: P.args, **kwargs: P.kwargs) -> R:
             given = signature.bind(*args, **kwargs).arguments
             static = {name: given.pop(name) for name in options if name in given}
-            _check(given, images)
+            _check(given, images, static.get("variance", "fixed_large"))
             schedule = given.pop("schedule")
             one = lambda arrays: function(schedule, **arrays, **static)  # type: ignore[reportCallIssue]
             return jax.vmap(one)(given)
 
-        return jax.jit(batched, static_argnames=options)
+        return jax.jit(checked, static_argnames=options)
 
     return decorate
 
 
-def _check(given: dict[str, Any], images: tuple[str, ...]) -> None:
+def _check(given: dict[str, Any], images: tuple[str, ...], variance: str) -> None:
     if not isinstance(given["schedule"], Schedule):
         raise TypeError(f"schedule must be a Schedule, got {jax.typeof(given['schedule'])}")
     first = given[images[0]]
@@ -93,9 +107,22 @@ def _check(given: dict[str, Any], images: tuple[str, ...]) -> None:
                 f"{name} must be like {images[0]}, {first.dtype} {first.shape}, "
                 f"got {given[name].dtype} {given[name].shape}"
             )
+    if "output" in given:
+        check_output(first, given["output"], variance)
     t = given["t"]
     if t.shape != first.shape[:1] or not jnp.issubdtype(t.dtype, jnp.integer):
         raise ValueError(f"t must be [B] integers, here [{first.shape[0]}], got {t.dtype} {t.shape}")
+
+
+def check_output(x_t: jax.Array, output: jax.Array, variance: str) -> None:
+    """Raises ValueError unless output is like x_t, with a learned variance [..., 2C] for [..., C]; unknown variance."""
+    if variance not in get_args(VarianceType):
+        raise unknown("variance", variance, get_args(VarianceType))
+    shape, like = x_t.shape, "like x_t"
+    if variance in LEARNED:
+        shape, like = (*shape[:-1], 2 * shape[-1]), f"twice as large as x_t along the last axis ({variance} variance)"
+    if output.shape != shape or output.dtype != x_t.dtype:
+        raise ValueError(f"output must be {like}, {x_t.dtype} {shape}, got {output.dtype} {output.shape}")
 
 
 def _at(table: jax.Array, t: jax.Array, like: jax.Array) -> jax.Array:
@@ -103,7 +130,7 @@ def _at(table: jax.Array, t: jax.Array, like: jax.Array) -> jax.Array:
     return table[t].astype(like.dtype)
 
 
-@_batched("x_0", "eps")
+@batched("x_0", "eps")
 def q_sample(schedule: Schedule, x_0: jax.Array, t: jax.Array, eps: jax.Array) -> jax.Array:
     """x_t = sqrt(ac_t) x_0 + sqrt(1 - ac_t) eps, a sample of q(x_t | x_0) if eps ~ N(0, I).
 
@@ -124,7 +151,7 @@ def q_sample(schedule: Schedule, x_0: jax.Array, t: jax.Array, eps: jax.Array) -
     return _at(schedule.sqrt_alphas_cumprod, t, x_0) * x_0 + _at(schedule.sqrt_one_minus_alphas_cumprod, t, x_0) * eps
 
 
-@_batched("x_0", "eps")
+@batched("x_0", "eps")
 def velocity(schedule: Schedule, x_0: jax.Array, eps: jax.Array, t: jax.Array) -> jax.Array:
     """v = sqrt(ac_t) eps - sqrt(1 - ac_t) x_0.
 
@@ -142,7 +169,7 @@ def velocity(schedule: Schedule, x_0: jax.Array, eps: jax.Array, t: jax.Array) -
     return _at(schedule.sqrt_alphas_cumprod, t, x_0) * eps - _at(schedule.sqrt_one_minus_alphas_cumprod, t, x_0) * x_0
 
 
-@_batched("x_0", "x_t")
+@batched("x_0", "x_t")
 def q_posterior(schedule: Schedule, x_0: jax.Array, x_t: jax.Array, t: jax.Array) -> Posterior:
     """q(x_{t-1} | x_t, x_0) = N(coef1_t x_0 + coef2_t x_t, beta_tilde_t I).
 
@@ -181,18 +208,19 @@ def _q_posterior(schedule: Schedule, x_0: jax.Array, x_t: jax.Array, t: jax.Arra
 
 
 def _predict(schedule: Schedule, x_t: jax.Array, t: jax.Array, output: jax.Array, prediction: str) -> Prediction:
-    if prediction in ("eps", "x_prev") and schedule.betas_float64[-1] == 1:
+    if prediction in ("eps", "score") and schedule.betas_float64[-1] == 1:
         raise ValueError(
             f"prediction {prediction!r} says nothing about x_0 at zero terminal signal-to-noise ratio "
-            "(betas[-1] = 1): use 'v' or 'x_0'"
+            "(betas[-1] = 1): use 'v', 'x_0' or 'x_prev'"
         )
     at = lambda table: _at(table, t, x_t)
     alpha, sigma = at(schedule.sqrt_alphas_cumprod), at(schedule.sqrt_one_minus_alphas_cumprod)
     if prediction == "v":
         return Prediction(x_0=alpha * x_t - sigma * output, eps=sigma * x_t + alpha * output)
-    if prediction == "eps":
-        x_0 = at(schedule.sqrt_recip_alphas_cumprod) * x_t - at(schedule.sqrt_recipm1_alphas_cumprod) * output
-        return Prediction(x_0, output)
+    if prediction in ("eps", "score"):
+        eps = output if prediction == "eps" else -sigma * output
+        x_0 = at(schedule.sqrt_recip_alphas_cumprod) * x_t - at(schedule.sqrt_recipm1_alphas_cumprod) * eps
+        return Prediction(x_0, eps)
     if prediction == "x_0":
         x_0 = output
     elif prediction == "x_prev":
@@ -202,7 +230,7 @@ def _predict(schedule: Schedule, x_t: jax.Array, t: jax.Array, output: jax.Array
     return Prediction(x_0, (x_t - alpha * x_0) / sigma)
 
 
-@_batched("x_t", "output")
+@batched("x_t")
 def predict(
     schedule: Schedule, x_t: jax.Array, t: jax.Array, output: jax.Array, *, prediction: PredictionType = "eps"
 ) -> Prediction:
@@ -221,12 +249,46 @@ def predict(
       Prediction; nothing is clipped.
 
     Raises:
-      ValueError: as q_sample; unknown prediction; "eps" or "x_prev" with a schedule that ends in alphas_cumprod = 0.
+      ValueError: as q_sample; unknown prediction; "eps" or "score" with a schedule that ends in alphas_cumprod = 0.
     """
     return _predict(schedule, x_t, t, output, prediction)
 
 
-@_batched("x_t", "output")
+@batched("x_0", "eps")
+def target(
+    schedule: Schedule, x_0: jax.Array, t: jax.Array, eps: jax.Array, *, prediction: PredictionType = "eps"
+) -> jax.Array:
+    """What a network that knows x_0 and eps returns at x_t = sqrt(ac_t) x_0 + sqrt(1 - ac_t) eps.
+
+    The inverse of `predict`; defined for every prediction at every t, also where ac_t = 0.
+
+    Source: Ho et al. 2020 (arXiv:2006.11239), eq. 7 for "x_prev"; module docstring for the others.
+
+    Args:
+      schedule: Schedule of length T.
+      x_0: [B, ...] clean data.
+      t: [B] int in [0, T).
+      eps: like x_0.
+      prediction: what the network predicts.
+
+    Raises:
+      ValueError: as q_sample; unknown prediction.
+    """
+    alpha, sigma = _at(schedule.sqrt_alphas_cumprod, t, x_0), _at(schedule.sqrt_one_minus_alphas_cumprod, t, x_0)
+    if prediction == "eps":
+        return eps
+    if prediction == "x_0":
+        return x_0
+    if prediction == "v":
+        return alpha * eps - sigma * x_0
+    if prediction == "score":
+        return -eps / sigma
+    if prediction == "x_prev":
+        return _q_posterior(schedule, x_0, alpha * x_0 + sigma * eps, t).mean
+    raise unknown("prediction", prediction, get_args(PredictionType))
+
+
+@batched("x_t")
 def p_mean_variance(
     schedule: Schedule,
     x_t: jax.Array,
@@ -239,16 +301,16 @@ def p_mean_variance(
 ) -> PMeanVariance:
     """p(x_{t-1} | x_t) = N(coef1_t pred_x_0 + coef2_t x_t, variance_t I).
 
-    Source: Ho et al. 2020 (arXiv:2006.11239), eq. 6-7 with pred_x_0 for x_0 (as their code), variances of section 3.2.
+    Source: Ho et al. 2020 (arXiv:2006.11239), eq. 6-7 with pred_x_0 for x_0 (as their code), fixed variances of
+    section 3.2; Nichol & Dhariwal 2021 (arXiv:2102.09672), eq. 15 for "learned_range", their code for "learned".
 
     Args:
       schedule: Schedule of length T.
-      x_t: [B, ...].
+      x_t: [B, ..., C].
       t: [B] int in [0, T).
-      output: like x_t, what the network returned.
+      output: what the network returned, like x_t; [B, ..., 2C] with a learned variance, the prediction first.
       prediction: what that is. With "x_prev" the output itself is the mean and clip only changes pred_x_0.
-      variance: "fixed_small" = beta_tilde_t; "fixed_large" = beta_t, and beta_tilde at t = 1 for t = 0, which is the
-        scale of the decoder (no noise is added there).
+      variance: module docstring.
       clip: pred_x_0 is clipped to [-clip, clip]; None leaves it.
 
     Returns:
@@ -271,21 +333,28 @@ def _p_mean_variance(
 ) -> PMeanVariance:
     if clip is not None and not clip > 0:
         raise ValueError(f"clip must be positive or None, got {clip}")
+    output, v = jnp.split(output, 2, axis=-1) if variance in LEARNED else (output, output)  # no v is looked at then
     x_0 = _predict(schedule, x_t, t, output, prediction).x_0
     if clip is not None:
         x_0 = jnp.clip(x_0, -clip, clip)
     mean, small, log_small = _q_posterior(schedule, x_0, x_t, t)
     if prediction == "x_prev":
         mean = output
+    # The logarithm in float64: of a float32 beta near 1 it would be wrong in the fifth digit.
+    log_beta = _at(jnp.asarray(np.log(schedule.betas_float64), jnp.float32), t, x_t)
     if variance == "fixed_small":
         return PMeanVariance(mean, small, log_small, x_0)
     if variance == "fixed_large":
-        large = jnp.where(t == 0, jnp.exp(log_small), _at(schedule.betas, t, x_t))
-        return PMeanVariance(mean, large, jnp.log(large), x_0)
-    raise unknown("variance", variance, get_args(VarianceType))
+        log_variance = jnp.where(t == 0, log_small, log_beta)
+    elif variance == "learned":
+        log_variance = v
+    else:
+        fraction = (v + 1) / 2
+        log_variance = fraction * log_beta + (1 - fraction) * log_small
+    return PMeanVariance(mean, jnp.exp(log_variance), log_variance, x_0)
 
 
-@_batched("x_t", "output", "z")
+@batched("x_t", "z")
 def p_step(
     schedule: Schedule,
     x_t: jax.Array,

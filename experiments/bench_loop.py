@@ -22,6 +22,7 @@ import flax
 import jax
 import jax.numpy as jnp
 
+from ddpm_jax import samplers
 from ddpm_jax.models import UNet, bind
 from ddpm_jax.samplers.catalogue import make_table
 from ddpm_jax.train import loop
@@ -43,7 +44,8 @@ def sampling_ratios(rounds: int) -> list[float]:
     x, t, key = jnp.zeros(shape), jnp.zeros(shape[0]), jax.random.key(0)
     params = jax.jit(model.init)(key, x, t)["params"]
     forward = jax.jit(lambda params, x, t: bind(model, params)(x, t))
-    draw = loop.make_draw(model, make_table("ddim", make_schedule(ScheduleConfig()), NUM_STEPS), 1.0, shape)
+    table = make_table("ddim", make_schedule(ScheduleConfig()), NUM_STEPS)
+    draw = loop.make_draw(model, lambda model_fn: samplers.denoiser(model_fn, clip=1.0), table, shape)
 
     def calls() -> Any:
         y = x

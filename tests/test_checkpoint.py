@@ -16,12 +16,26 @@ import pytest
 
 from ddpm_jax import checkpoint
 from ddpm_jax.train import loop
-from ddpm_jax.train.config import Config, DataConfig, ModelConfig, OptimizerConfig, SampleConfig, TrainConfig
+from ddpm_jax.train.config import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    SampleConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
 from ddpm_jax.train.metrics import MetricsLog, read_metrics
 from ddpm_jax.train.state import TrainState
 
+# Everything a state can hold: t is drawn by importance, and so few t that their histories are full at step 3.
 CONFIG = Config(
     data=DataConfig(flip=True),
+    schedule=ScheduleConfig(num_timesteps=4, arguments={"beta_end": 0.5}),
+    objective=ObjectiveConfig(
+        loss="hybrid", variance="learned_range", timesteps="importance", timesteps_arguments={"history": 2}
+    ),
     model=ModelConfig(channels=4, channel_multipliers=(1,), attention_resolutions=(), dropout=0.2, num_groups=2),
     optimizer=OptimizerConfig(warmup_steps=2, decay_steps=None),
     sample=SampleConfig(num_steps=2, num_images=4),
@@ -222,7 +236,7 @@ def test_any_damage_to_any_file_is_seen(run):
 
 
 @pytest.mark.parametrize("damage", [truncate, flip_a_bit, Path.unlink])
-@pytest.mark.parametrize("item", ["params", "opt_state"])
+@pytest.mark.parametrize("item", ["params", "opt_state", "timestep_state"])
 def test_a_damaged_checkpoint_falls_back_to_the_last_good_one(run, uninterrupted, damage, item):
     damage(largest(run / "checkpoints" / "8" / item))
     notes = fit(run)
@@ -326,7 +340,7 @@ def test_metrics_survive_a_line_cut_by_a_kill(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 2, "loss": 1}\n{"step": 4, "loss": 0.5}\n{"step": 6, "lo')
     log = MetricsLog(tmp_path, 3)
     time.sleep(0.01)
-    values = log.write(4, loss=0.25, grad_norm=1.0, batch_size=10)
+    values = log.write(4, {"loss": 0.25}, batch_size=10)
     log.close()
     assert [(m["step"], m["loss"]) for m in read_metrics(tmp_path / "metrics.jsonl")] == [(2, 1), (4, 0.25)]
     assert 0 < values["images_per_second"] <= 1000

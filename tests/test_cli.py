@@ -2,6 +2,8 @@
 
 import json
 import re
+import runpy
+import shutil
 from pathlib import Path
 
 import jax
@@ -10,6 +12,8 @@ import pytest
 from PIL import Image
 
 from ddpm_jax import cli
+from ddpm_jax.samplers.catalogue import make_table
+from ddpm_jax.train import build
 from ddpm_jax.train.config import FREE, Config, ModelConfig, differences, flatten, from_dict, to_dict
 
 SMALL = """
@@ -41,6 +45,22 @@ def run(tmp_path_factory):
     return home / "runs" / "small"
 
 
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory):
+    """A run that learns its variance, its t drawn by importance."""
+    home = tmp_path_factory.mktemp("learned")
+    (home / "small.py").write_text(SMALL)
+    command = (
+        "train HOME/small.py --workdir HOME/run --train.num-steps 3 --schedule.name cosine --schedule.num-timesteps 8"
+        " --objective.loss hybrid --objective.variance learned_range --objective.prediction v"
+        " --objective.timesteps importance --objective.timesteps-arguments history 2"
+        " --sample.sampler ddpm_learned_range"
+    )
+    with jax.numpy_dtype_promotion("standard"):
+        cli.main(command.replace("HOME", str(home)).split())
+    return home / "run"
+
+
 def images_of(path):
     with np.load(path) as file:
         return file["images"]
@@ -57,6 +77,9 @@ def test_train_leaves_a_run(run):
     }  # fmt: skip
     assert [p.name for p in sorted((run / "samples").iterdir())] == ["step_0000002.png", "step_0000003.png"]
     assert json.loads((run / "config.json").read_text())["config"]["train"]["num_steps"] == 3
+    # What t is drawn with is nothing here, and the directory is what it was before there were such states.
+    items = {p.name for p in (run / "checkpoints" / "3").iterdir() if p.is_dir()}
+    assert items >= {"params", "ema_params", "opt_state"} and "timestep_state" not in items
     # 4 digits of 8x8 enlarged 6 times, in 2 columns with lines of one pixel
     assert Image.open(run / "samples.png").size == (2 * 49 + 1, 2 * 49 + 1)
 
@@ -81,6 +104,30 @@ def test_samples_depend_on_the_seed_only(run, tmp_path):
     assert (sample(run, tmp_path / "e.npz", "-n", "5", "--sampler", "ddpm") != five).any()
 
 
+def test_a_learned_variance_is_trained_and_sampled_with(learned, tmp_path):
+    logged = [json.loads(line) for line in (learned / "metrics.jsonl").read_text().splitlines()]
+    for line in logged:
+        assert line["loss"] == pytest.approx(line["simple"] + line["vlb"] / 1000, rel=1e-5)
+    assert (learned / "checkpoints" / "3" / "timestep_state").is_dir()
+    small = sample(learned, tmp_path / "a.npz", "-n", "4", "--sampler", "ddpm_small")
+    between = sample(learned, tmp_path / "b.npz", "-n", "4", "--sampler", "ddpm_learned_range")
+    large = sample(learned, tmp_path / "c.npz", "-n", "4", "--sampler", "ddpm")
+    # A network of three steps hardly says anything: its variance is half way between the two, in logarithms.
+    assert (between != small).any() and (between != large).any()
+
+
+def test_a_run_from_before_there_were_objectives_goes_on(run, tmp_path):
+    """config.json without them means what was then the only one; the checkpoint has all that it needs."""
+    shutil.copytree(run, tmp_path / "old")
+    path = tmp_path / "old" / "config.json"
+    values = json.loads(path.read_text())
+    del values["config"]["objective"]
+    path.write_text(json.dumps(values))
+    cli.main(["train", str(run.parent.parent / "small.py"), "--workdir", str(tmp_path / "old")])
+    starts = (tmp_path / "old" / "environment.jsonl").read_text().splitlines()
+    assert json.loads(starts[-1])["from_step"] >= 3
+
+
 def test_the_picture_shows_the_samples(run, tmp_path):
     arrays = sample(run, tmp_path / "x.npz", "-n", "1")
     sample(run, tmp_path / "x.png", "-n", "1")
@@ -92,11 +139,23 @@ def test_the_picture_shows_the_samples(run, tmp_path):
 @pytest.mark.parametrize(
     "command, message",
     [
-        ("trian", r"unknown command 'trian'; did you mean 'train'\? \(known: train, sample, samplers\)"),
+        ("trian", r"unknown command 'trian'; did you mean 'train'\? \(known: train, sample, nll, samplers\)"),
         ("train --train.num-stepz 4", r"Unrecognized options: --train.num-stepz.*--train.num-steps INT"),
         ("train --train.num-steps many", r"--train.num-steps.*'many'.*INT"),
         ("train --model.dtype float16", r"'float16'.*--model.dtype.*'float32', 'bfloat16'"),
         ("train --train.batch-size 0", r"train.batch_size must be at least 1, got 0"),
+        ("train --objective.variance learned_range", r"'learned_range' is not trained by objective.loss 'simple'"),
+        ("train --objective.loss hybrid", r"variance must be one of learned, learned_range, got 'fixed_large'"),
+        ("train --objective.loss hybrd", r"'hybrd'.*--objective.loss.*'simple', 'vlb', 'hybrid'"),
+        ("train --objective.vlb-weight 1", r"vlb_weight must be .* for .* 'hybrid', got 1.0 with 'simple'"),
+        ("train --objective.weighting minsnr", r"unknown weighting 'minsnr'; did you mean 'min_snr'"),
+        ("train --objective.weighting snr --objective.loss vlb", r"weighting is for .* 'simple', got 'snr'"),
+        ("train --objective.timesteps importence", r"unknown timestep sampler 'importence'; did you mean 'importance'"),
+        ("train --objective.timesteps-arguments k 3", r"timestep sampler 'uniform' takes no arguments, got 'k'"),
+        ("train --objective.loss vlb --objective.prediction v --schedule.name jsd", r"zero.*needs a learned"),
+        ("train --schedule.name jsd", r"eps says nothing about x_0 at time 999.*predict v"),
+        ("train --sample.sampler ddpm_learned", r"needs a network whose variance is 'learned'.*one with 'fixed_large'"),
+        ("train --optimizer.clip-norm 0", r"clip_norm must be positive, got 0.006 and 0.0"),
         ("train --train.batch-size 6", r"batch size 6 is not divisible by the number of devices, 4"),
         ("train --optimizer.ema-decay 1", r"ema_decay must lie in \[0, 1\), got 1"),
         ("train --optimizer.warmup-steps 7000", r"below optimizer.decay_steps, got 7000 and 6000"),
@@ -117,7 +176,9 @@ def test_the_picture_shows_the_samples(run, tmp_path):
         ("sample", r"ddpm-jax sample.*required"),
         ("sample RUN --sampler plsm", r"unknown sampler 'plsm'; did you mean 'plms'"),
         ("sample RUN --grid karas", r"unknown grid 'karas'; did you mean 'karras'"),
+        ("sample RUN --grid karras --timesteps 9 0", r"give either grid or timesteps, got 'karras' and \[9, 0\]"),
         ("samplers show pndm --grid karras", r"need a grid of the schedule's timesteps"),
+        ("sample RUN --sampler ddpm_learned_range", r"variance is 'learned_range' .* got one with 'fixed_large'"),
         ("sample RUN --num-steps 0", r"num_steps must be a whole number in \[1, 1000\], got 0"),
         ("sample RUN -n 0", r"num_images must be at least 1, got 0"),
         ("sample RUN --out x.gif", r"'.gif'.*\.png, \.npz"),
@@ -167,6 +228,8 @@ def test_configurations_survive_json():
     config = Config(model=ModelConfig(channel_multipliers=(1, 2, 3), dtype="bfloat16"))
     again = from_dict(json.loads(json.dumps(to_dict(config))), Config)
     assert again == config and isinstance(again.model.channel_multipliers, tuple)
+    before_objectives = {name: value for name, value in to_dict(config).items() if name != "objective"}
+    assert from_dict(before_objectives, Config) == config
     for change, message in (({"modle": {}}, "modle"), ({"train": {"seed": "x"}}, "seed"), ({"train": 3}, "train")):
         with pytest.raises(ValueError, match=f"not a configuration: .*{message}"):
             from_dict({**to_dict(config), **change}, Config)
@@ -184,14 +247,37 @@ def test_differences_leave_out_what_may_change():
 # ------------------------------------------------------------------------------------------------------ experiments
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
-CONFIGS = ("digits", "mnist", "cifar10")
+CONFIGS = ("digits", "mnist", "cifar10", "mnist_simple", "mnist_hybrid", "iddpm_cifar10", "iddpm_imagenet64")
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_experiments_say_what_they_are(name):
-    cli.load_experiment(EXPERIMENTS / f"{name}.py")
+    config = cli.load_experiment(EXPERIMENTS / f"{name}.py")
+    size = {"digits": 8, "mnist": 28, "downsampled_imagenet/64x64": 64}.get(config.data.name, 32)
+    schedule = build.make_schedule(config.schedule)
+    build.make_objective(config.objective, schedule)
+    make_table(config.sample.sampler, schedule, config.sample.num_steps, variance=config.objective.variance)
+    build.make_model(config, (size, size, 3))
     text = (EXPERIMENTS / f"{name}.py").read_text()
     assert all(f"\n{word}:" in text for word in ("Run", "Needs", "Expect", "Measured"))
+
+
+@pytest.mark.parametrize("name", ["iddpm_cifar10", "iddpm_imagenet64"])
+def test_the_other_objective_of_iddpm(name):
+    """The options that its docstring gives for L_vlb."""
+    path = EXPERIMENTS / f"{name}.py"
+    options = re.search(r"--objective.loss vlb.*importance", path.read_text()).group().split()
+    config = cli._parse(cli.TrainArguments, options, "train", cli.TrainArguments(cli.load_experiment(path))).config
+    objective = config.objective
+    assert (objective.loss, objective.variance, objective.timesteps) == ("vlb", "learned_range", "importance")
+    assert config.schedule.num_timesteps == 4000
+
+
+def test_mnist_simple_and_hybrid_differ_in_schedule_and_objective_only():
+    simple, hybrid = (cli.load_experiment(EXPERIMENTS / f"mnist_{name}.py") for name in ("simple", "hybrid"))
+    assert {d.split(":")[0] for d in differences(simple, hybrid)} == {
+        "schedule.name", "objective.loss", "objective.variance",
+    }  # fmt: skip
 
 
 def test_digits_is_the_default():
@@ -202,12 +288,13 @@ def test_digits_is_the_default():
 def test_experiments_run(name, tmp_path):
     """The `smoke` variant, through the command line."""
     shared = EXPERIMENTS.parent.parent / "shared" / "tfds"
-    if name != "digits" and not (shared / name).is_dir():
-        pytest.skip(f"{name} is not prepared at {shared}")
+    data = runpy.run_path(str(EXPERIMENTS / f"{name}.py"))["smoke"].data.name
+    if data != "digits" and not (shared / data).is_dir():
+        pytest.skip(f"{data} is not prepared at {shared}")
     (tmp_path / "smoke.py").write_text(
         f"import runpy\nconfig = runpy.run_path({str(EXPERIMENTS / f'{name}.py')!r})['smoke']\n"
     )
-    data_dir = tmp_path if name == "digits" else shared
+    data_dir = tmp_path if data == "digits" else shared
     cli.main(["train", str(tmp_path / "smoke.py"), "--workdir", str(tmp_path / "run"), "--data.dir", str(data_dir)])
     assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 2
     assert (tmp_path / "run" / "samples.png").exists()

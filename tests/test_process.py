@@ -8,6 +8,7 @@ import pytest
 from ddpm_jax import process, schedules
 from tests.helpers import golden, relative
 
+PREDICTIONS = ("eps", "x_0", "v", "x_prev", "score")
 SCHEDULES = {"linear": schedules.linear_rescaled, "cosine": schedules.cosine}
 RNG = np.random.RandomState(0)
 S = schedules.linear(300)
@@ -30,20 +31,65 @@ def test_one_step_kernels_compose_to_q_sample(x64):
         assert mean[k] == pytest.approx(x, rel=1e-6) and std[k] ** 2 == pytest.approx(variance, rel=1e-6)
 
 
-@pytest.mark.parametrize("prediction", ["eps", "x_0", "v", "x_prev"])
-def test_predict_inverts_q_sample(prediction, x64):
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_predict_inverts_target(prediction, x64):
     x_0, eps = X_0.astype(float), EPS.astype(float)
     x_t = process.q_sample(S, x_0, T, eps)
-    output = {
-        "eps": eps,
-        "x_0": x_0,
-        "v": process.velocity(S, x_0, eps, T),
-        "x_prev": process.q_posterior(S, x_0, x_t, T).mean,
-    }[prediction]
+    output = process.target(S, x_0, T, eps, prediction=prediction)
     found = process.predict(S, x_t, T, output, prediction=prediction)
     # The tables are float32. x_prev divides by coef1, x_0 from eps by alpha: their condition numbers are below 1e3.
     assert relative(found.x_0, x_0) < 1e-4
     assert relative(found.eps, eps) < 1e-4
+
+
+def test_target_is_what_the_prediction_is_called(x64):
+    x_0, eps = X_0.astype(float), EPS.astype(float)
+    x_t = process.q_sample(S, x_0, T, eps)
+    target = lambda prediction: process.target(S, x_0, T, eps, prediction=prediction)
+    np.testing.assert_array_equal(target("eps"), eps)
+    np.testing.assert_array_equal(target("x_0"), x_0)
+    np.testing.assert_allclose(target("v"), process.velocity(S, x_0, eps, T), rtol=1e-12)
+    np.testing.assert_allclose(target("x_prev"), process.q_posterior(S, x_0, x_t, T).mean, rtol=1e-12)
+    ac = jnp.asarray(S.alphas_cumprod_float64)[T].reshape(-1, 1, 1, 1)
+    log_q = lambda x_t: -((x_t - jnp.sqrt(ac) * x_0) ** 2 / (1 - ac)).sum() / 2
+    assert relative(target("score"), jax.grad(log_q)(x_t)) < 1e-5  # the tables are float32
+
+
+@pytest.mark.parametrize("prediction", ["v", "x_0", "x_prev"])
+@pytest.mark.parametrize("schedule", [schedules.jsd(10), schedules.zero_terminal_snr(S)])
+def test_predict_inverts_target_where_nothing_is_left_of_x_0(prediction, schedule):
+    t = jnp.full(6, schedule.num_timesteps - 1)
+    x_t = process.q_sample(schedule, X_0, t, EPS)
+    np.testing.assert_array_equal(x_t, EPS)
+    output = process.target(schedule, X_0, t, EPS, prediction=prediction)
+    found = process.predict(schedule, x_t, t, output, prediction=prediction)
+    np.testing.assert_allclose(found.x_0, X_0, rtol=1e-6)
+    np.testing.assert_allclose(found.eps, EPS, rtol=1e-6)
+
+
+def test_learned_range_reaches_from_the_small_to_the_large_variance():
+    bound = {}
+    for variance in ("fixed_small", "fixed_large"):
+        bound[variance] = process.p_mean_variance(S, X_T, T, EPS, variance=variance).log_variance
+    learned = lambda v: process.p_mean_variance(
+        S, X_T, T, jnp.concatenate([EPS, jnp.full_like(EPS, v)], -1), variance="learned_range"
+    )
+    every = lambda log_variance: np.broadcast_to(log_variance, X_T.shape)
+    np.testing.assert_allclose(learned(-1).log_variance, every(bound["fixed_small"]), rtol=1e-6)
+    np.testing.assert_allclose(learned(1).log_variance[1:], every(bound["fixed_large"])[1:], rtol=1e-6)
+    np.testing.assert_allclose(learned(1).log_variance[0], np.log(S.betas_float64[0]), rtol=1e-6)
+    middle = (every(bound["fixed_small"]) + every(bound["fixed_large"]))[1:] / 2
+    np.testing.assert_allclose(learned(0).log_variance[1:], middle, rtol=1e-6)
+    np.testing.assert_array_equal(learned(0.3).mean, process.p_mean_variance(S, X_T, T, EPS).mean)
+
+
+def test_p_step_adds_noise_of_the_learned_size():
+    v = jnp.asarray(RNG.randn(*X_T.shape), jnp.float32)
+    output = jnp.concatenate([EPS, v], axis=-1)
+    step = process.p_step(S, X_T, T, output, Z, variance="learned")
+    mean = process.p_mean_variance(S, X_T, T, EPS).mean
+    np.testing.assert_allclose(step[1:], (mean + jnp.exp(v / 2) * Z)[1:], rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(step[0], mean[0])
 
 
 def test_p_step_is_the_posterior_at_the_predicted_x_0():
@@ -123,20 +169,27 @@ MEANS = {"EPSILON": "eps", "START_X": "x_0", "PREVIOUS_X": "x_prev"}
 
 @pytest.mark.parametrize("name", ["linear1000", "cosine200_rescaled"])
 @pytest.mark.parametrize("mean", MEANS)
-@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large", "learned", "learned_range"])
 @pytest.mark.parametrize("clip", [None, 1.0])
-def test_openai_p_mean_variance(name, mean, variance, clip):
+@pytest.mark.parametrize("precision", [jnp.float32, jnp.float64])
+def test_openai_p_mean_variance(name, mean, variance, clip, precision):
+    with jax.enable_x64(precision == jnp.float64):
+        compare_p_mean_variance(name, mean, variance, clip, precision)
+
+
+def compare_p_mean_variance(name, mean, variance, clip, precision):
     arrays, meta = golden(f"openai/p_mean_variance_{name}")
     s = SCHEDULES[meta["schedule"]](meta["T"])
     key = f"{mean}.{variance.upper()}"
-    x, output = jnp.asarray(arrays["x"]), jnp.asarray(arrays[f"{key}.model_output"])
+    nhwc = lambda array: jnp.asarray(np.moveaxis(array, 1, -1), precision)
+    x, output = nhwc(arrays["x"]), nhwc(arrays[f"{key}.model_output"])
     t = jnp.asarray(arrays["t"], jnp.int32)
     p = process.p_mean_variance(s, x, t, output, prediction=MEANS[mean], variance=variance, clip=clip)
     key = f"{key}.clip{int(clip is not None)}"
     found = dict(zip(("mean", "variance", "log_variance", "pred_xstart"), p, strict=True))
-    assert_same_x_0(found.pop("pred_xstart"), arrays[f"{key}.pred_xstart"], s, t, MEANS[mean], x, output)
+    assert_same_x_0(found.pop("pred_xstart"), nhwc(arrays[f"{key}.pred_xstart"]), s, t, MEANS[mean], x, output)
     for name, value in found.items():
-        expected = arrays[f"{key}.{name}"]
+        expected = nhwc(arrays[f"{key}.{name}"])
         assert relative(np.broadcast_to(value, expected.shape), expected) < 2e-6, name
 
 
@@ -183,7 +236,13 @@ def test_diffusers_add_noise_and_velocity():
         ),
         (lambda: process.p_step(S, X_T, T, EPS, Z, variance="fixed_smal"), r"did you mean 'fixed_small'\?"),
         (lambda: process.p_step(S, X_T, T, EPS, Z, clip=0.0), r"clip must be positive or None, got 0\.0"),
-        (lambda: process.predict(schedules.jsd(300), X_T, T, EPS), r"zero terminal .*use 'v' or 'x_0'"),
+        (lambda: process.predict(schedules.jsd(300), X_T, T, EPS), r"zero terminal .*use 'v', 'x_0' or 'x_prev'"),
+        (lambda: process.predict(schedules.jsd(300), X_T, T, EPS, prediction="score"), r"'score' says nothing"),
+        (lambda: process.target(S, X_0, T, EPS, prediction="velocity"), r"unknown prediction 'velocity'"),
+        (
+            lambda: process.p_step(S, X_T, T, EPS, Z, variance="learned"),
+            r"twice as large as x_t along the last axis \(learned variance\), float32 \(6, 4, 4, 6\), got .*4, 4, 3",
+        ),
     ],
 )
 def test_errors_come_while_tracing(call, message):

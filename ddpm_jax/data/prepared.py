@@ -36,7 +36,7 @@ def open_tfds(name: str, data_dir: Path | None, split: str, image_size: int | No
       FileNotFoundError: data_dir is given and does not hold the data set.
       ValueError: unknown name or split, no uint8 `image` feature, or files of another format.
     """
-    builder = _digits(data_dir) if name == DIGITS else _find(name, data_dir)
+    builder = _builder(name, data_dir)
     feature = _image_feature(name, builder)
     data = _data_source(name, builder, split)
     decode = _decoder(name, feature)
@@ -51,6 +51,11 @@ def open_tfds(name: str, data_dir: Path | None, split: str, image_size: int | No
     height, width, channels = decoded([0])[0].shape
     shape = (height, width, channels)
     return Source(name, len(data), shape, lambda indices: collect(decoded(indices), indices, shape, describe))
+
+
+def splits_of_tfds(name: str, data_dir: Path | None) -> tuple[str, ...]:
+    """Names of the splits of a TFDS data set; arguments and errors as `open_tfds`."""
+    return tuple(_builder(name, data_dir).info.splits)
 
 
 def known_names() -> list[str]:
@@ -68,6 +73,10 @@ def prepared_names(data_dir: Path) -> list[str]:
     found = {path.relative_to(data_dir).parts for path in (*with_version, *with_config)}
     # A folder TFDS has not renamed yet is unfinished.
     return sorted({parts[0] for parts in found if not any(part.startswith("incomplete.") for part in parts)})
+
+
+def _builder(name: str, data_dir: Path | None) -> Any:
+    return _digits(data_dir) if name == DIGITS else _find(name, data_dir)
 
 
 def _digits(data_dir: Path | None) -> Any:

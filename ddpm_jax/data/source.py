@@ -8,11 +8,11 @@ import numpy as np
 
 from ddpm_jax.data.folder import open_folder
 from ddpm_jax.data.images import Images, Progress, Source, collect, fit, from_array, in_memory
-from ddpm_jax.data.prepared import DIGITS, known_names, open_tfds
+from ddpm_jax.data.prepared import DIGITS, known_names, open_tfds, splits_of_tfds
 
 ARRAY_ENDINGS = (".npy", ".npz")
 
-__all__ = ["Source", "load"]
+__all__ = ["Source", "load", "splits"]
 
 
 def load(
@@ -57,6 +57,18 @@ def load(
         raise FileNotFoundError(f"no such file or folder: {path}")
     source = _open_array(path, image_size) if is_array else open_folder(path, image_size)
     return in_memory(source, progress)
+
+
+def splits(name: str, *, data_dir: str | Path | None = None) -> tuple[str, ...]:
+    """The splits of a data set; a folder or an array file has "train" only.
+
+    Raises:
+      FileNotFoundError, ValueError: as `load`, but the images are not looked at.
+    """
+    path = Path(name).expanduser()
+    if path.suffix.lower() in ARRAY_ENDINGS or _is_folder(name, path):
+        return ("train",)
+    return splits_of_tfds(name, None if data_dir is None else Path(data_dir).expanduser())
 
 
 def _is_folder(name: str, path: Path) -> bool:

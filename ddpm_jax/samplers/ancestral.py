@@ -43,6 +43,7 @@ def ddpm(
       grid: levels of a variance-preserving process.
       variance: "fixed_small", posterior_variance(s, t); "fixed_large", transition_variance(s, t); "learned" and
         "learned_range", what a `denoiser` with the same variance says; or N numbers, as from `analytic_variances`.
+        "learned" is the variance of the steps of the training, whatever the grid; "learned_range" follows the grid.
       last_step: "mean" adds no noise on the way to the last level; "sample" treats it as any other step, as diffusers
         does on grids that do not end in t = 0.
 

@@ -3,8 +3,10 @@
 Where names are not enough, call the sampler: `samplers.unipc(sigma_grids.karras(schedule, 8, rho=5), order=3)`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
+
+import numpy as np
 
 from ddpm_jax.names import choose
 from ddpm_jax.samplers import dpm_grids, fastdpm, grids, sigma_grids
@@ -38,6 +40,7 @@ class Entry(NamedTuple):
     stochastic: bool  # whether it draws noise
     source: str
     least: int = 1  # how few steps it can take
+    variance: str | None = None  # what the network must have learned for it; None where any network will do
 
 
 def _on(sampler: Callable[..., Table], **options: object) -> Callable[[Schedule, Grid], Table]:
@@ -55,6 +58,7 @@ def _pndm(schedule: Schedule, grid: Grid) -> Table:
 
 SECTIONS, TRAILING, KARRAS = grids.sections, dpm_grids.trailing, sigma_grids.karras
 HO, SONG = "Ho et al. 2020, arXiv:2006.11239", "Song et al. 2021, arXiv:2010.02502"
+NICHOL = "Nichol & Dhariwal 2021, arXiv:2102.09672"
 KONG, LIU = "Kong & Ping 2021, arXiv:2106.00132", "Liu et al. 2022, arXiv:2202.09778"
 KARRAS_22, ZHANG = "Karras et al. 2022, arXiv:2206.00364", "Zhang & Chen 2022, arXiv:2204.13902"
 LU, LU_PP = "Lu et al. 2022, arXiv:2206.00927", "Lu et al. 2022, arXiv:2211.01095"
@@ -63,6 +67,10 @@ ZHAO, XUE, CROWSON = "Zhao et al. 2023, arXiv:2302.04867", "Xue et al. 2023, arX
 CATALOGUE = {
     "ddpm": Entry(_on(ddpm), SECTIONS, 1, True, HO),
     "ddpm_small": Entry(_on(ddpm, variance="fixed_small"), SECTIONS, 1, True, HO),
+    **{
+        f"ddpm_{variance}": Entry(_on(ddpm, variance=variance), SECTIONS, 1, True, NICHOL, variance=variance)
+        for variance in ("learned", "learned_range")
+    },
     "ddim": Entry(_on(ddim), SECTIONS, 1, False, SONG),
     "ddim_eta1": Entry(_on(ddim, eta=1.0), SECTIONS, 1, True, SONG),
     "fastdpm_step": Entry(_on(ddim), fastdpm.step_grid, 1, False, KONG),
@@ -116,7 +124,9 @@ GRIDS: dict[str, Spread] = {
 }
 
 
-def make_table(name: str, schedule: Schedule, num_steps: int, grid: str | None = None) -> Table:
+def make_table(
+    name: str, schedule: Schedule, num_steps: int, grid: str | None = None, *, variance: str | None = None
+) -> Table:
     """The table of a sampler by name.
 
     Args:
@@ -124,10 +134,35 @@ def make_table(name: str, schedule: Schedule, num_steps: int, grid: str | None =
       schedule: of the network.
       num_steps: N.
       grid: in GRIDS; None is the sampler's own.
+      variance: of the network, as in process.VarianceType; None does not ask.
 
     Raises:
-      ValueError: unknown sampler or grid; num_steps outside [least, T]; a grid that the sampler cannot run on.
+      ValueError: unknown sampler or grid; num_steps outside [least, T]; a grid that the sampler cannot run on; a
+        sampler that needs another learned variance.
     """
-    entry = choose("sampler", name, CATALOGUE)
+    entry = _entry(name, variance)
     spread = entry.spread if grid is None else choose("grid", grid, GRIDS)
     return entry.on(schedule, spread(schedule, checked_steps(num_steps, schedule.num_timesteps, least=entry.least)))
+
+
+def make_table_at(
+    name: str, schedule: Schedule, timesteps: Sequence[int] | np.ndarray, *, variance: str | None = None
+) -> Table:
+    """As make_table, with its steps at these timesteps, in any order: such as evaluate.optimal_timesteps finds.
+
+    Raises:
+      ValueError: as make_table; timesteps that repeat or lie outside [0, T).
+    """
+    entry = _entry(name, variance)
+    checked_steps(len(timesteps), schedule.num_timesteps, least=entry.least)
+    return entry.on(schedule, grids.from_timesteps(schedule, np.sort(timesteps)[::-1]))
+
+
+def _entry(name: str, variance: str | None) -> Entry:
+    entry = choose("sampler", name, CATALOGUE)
+    if variance is not None and entry.variance not in (None, variance):
+        raise ValueError(
+            f"sampler {name!r} needs a network whose variance is {entry.variance!r} (objective.variance), "
+            f"got one with {variance!r}"
+        )
+    return entry

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from ddpm_jax.names import unknown
 from ddpm_jax.process import ModelFn
 from ddpm_jax.samplers.table import Row
+from ddpm_jax.schedules import Schedule
 
 
 class Denoised(NamedTuple):
@@ -25,7 +26,7 @@ class Denoised(NamedTuple):
 
 
 Denoise = Callable[[jax.Array, Row], Denoised]
-PredictionType = Literal["eps", "x_0", "v"]
+PredictionType = Literal["eps", "x_0", "v", "score"]
 VarianceType = Literal["fixed", "learned", "learned_range"]
 EpsAfterClip = Literal["rederived", "raw"]
 
@@ -44,7 +45,7 @@ def denoiser(
     Args:
       model_fn: model_fn(x [B, ...], t [B] float32) -> like x; with a learned variance twice as large along the last
         axis, the prediction first.
-      prediction: what that is.
+      prediction: what that is; for "x_prev" see `x_0_from_mean`.
       clip: x_0 is clipped to [-clip, clip]; None leaves it.
       eps_after_clip: as in `clipped`.
       variance: "learned": the second half is the log-variance; "learned_range": it is the v in [-1, 1] that
@@ -86,6 +87,10 @@ def _from_eps(x: jax.Array, eps: jax.Array, row: Row) -> Denoised:
     return Denoised((x - row.sigma * eps) / row.alpha, eps)
 
 
+def _from_score(x: jax.Array, score: jax.Array, row: Row) -> Denoised:
+    return _from_eps(x, -row.sigma * score, row)
+
+
 def _from_x_0(x: jax.Array, x_0: jax.Array, row: Row) -> Denoised:
     if _is_zero(row.sigma):
         raise ValueError(f"x_0 says nothing about eps at time {row.time:g}, where sigma is 0: predict v or eps")
@@ -101,7 +106,33 @@ def _is_zero(value: object) -> bool:
     return isinstance(value, float) and value == 0
 
 
-FROM_OUTPUT = {"eps": _from_eps, "x_0": _from_x_0, "v": _from_v}
+FROM_OUTPUT = {"eps": _from_eps, "x_0": _from_x_0, "v": _from_v, "score": _from_score}
+
+
+def x_0_from_mean(model_fn: ModelFn, schedule: Schedule) -> ModelFn:
+    """x_0 = (mean - coef2_t x) / coef1_t, from a network that learned the mean of x_{t-1} on this schedule ("x_prev").
+
+    For any sampler, by denoiser(x_0_from_mean(model_fn, schedule), "x_0"); between two timesteps, where only some grids
+    go, the coefficients are interpolated. See `mean_denoiser` for the mean of another step than the schedule's.
+
+    Source: Ho et al. 2020 (arXiv:2006.11239), eq. 7.
+
+    Args:
+      model_fn: what follows the C channels of the mean, such as a learned variance, is passed on.
+      schedule: that of the training.
+    """
+
+    def x_0(x: jax.Array, t: jax.Array) -> jax.Array:
+        at = lambda table: jnp.interp(t, schedule.timesteps.astype(t.dtype), table.astype(t.dtype)).astype(x.dtype)
+        coef1, coef2 = (
+            at(table).reshape(-1, *(1,) * (x.ndim - 1))
+            for table in (schedule.posterior_mean_coef1, schedule.posterior_mean_coef2)
+        )
+        output = model_fn(x, t)
+        mean, rest = output[..., : x.shape[-1]], output[..., x.shape[-1] :]
+        return jnp.concatenate([(mean - coef2 * x) / coef1, rest], axis=-1)
+
+    return x_0
 
 
 def mean_coefficients(row: Row) -> tuple[jax.Array, jax.Array]:

@@ -13,6 +13,7 @@ from math import hypot, inf, log, sqrt
 import numpy as np
 from scipy.special import betaincinv
 
+from ddpm_jax.edm import iddpm_table
 from ddpm_jax.samplers.grids import Grid, Level, checked_steps
 from ddpm_jax.schedules import Schedule
 
@@ -192,15 +193,11 @@ def iddpm_sigmas(
     c_1: float = 0.001,
     c_2: float = 0.008,
 ) -> np.ndarray:
-    """sigma_i = u_j at even whole j, u_{j-1}^2 + 1 = (u_j^2 + 1) / max(a_{j-1} / a_j, c_1), u_M = 0, M = steps.
-
-    a_j = sin^2(pi j / (2 M (c_2 + 1))); only those u_j that lie in [sigma_min, sigma_max].
+    """sigma_i = u_j of `edm.iddpm_table` at even whole j; only those u_j > 0 that lie in [sigma_min, sigma_max].
 
     Source: Karras et al. 2022 (arXiv:2206.00364), table 1 (iDDPM).
     """
-    a = np.sin(np.pi / 2 * np.arange(steps + 1) / steps / (c_2 + 1)) ** 2
-    growth = np.log(np.maximum(a[:-1] / a[1:], c_1))[::-1]  # of j = M-1 .. 0
-    u = np.sqrt(np.expm1(-np.cumsum(growth)))[::-1]
+    u = iddpm_table(steps, c_1=c_1, c_2=c_2)[:-1]
     u = u[(sigma_min <= u) & (u <= sigma_max)]
     return u[np.round(np.linspace(0, len(u) - 1, checked_steps(num))).astype(int)]
 

@@ -9,6 +9,8 @@ from typing import Any, Literal, TypeVar
 
 import cattrs
 
+from ddpm_jax.process import LEARNED, PredictionType, VarianceType
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -38,7 +40,7 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The U-Net; output channels are those of the images."""
+    """The U-Net; output channels are those of the images, twice as many with a learned variance."""
 
     channels: int = 16
     channel_multipliers: tuple[int, ...] = (1, 2)
@@ -51,6 +53,47 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class ObjectiveConfig:
+    """What the network predicts, the loss it is trained with, and how t is drawn."""
+
+    loss: Literal["simple", "vlb", "hybrid"] = "simple"
+    """Squared error; the variational bound, bits per dimension without its prior; or both, to learn the variance."""
+    prediction: PredictionType = "eps"
+    variance: VarianceType = "fixed_large"
+    """Of p(x_{t-1} | x_t), in the loss and in likelihoods; a learned one doubles the network's output channels."""
+    vlb_weight: float | None = None
+    """Of the bound's single term in hybrid; T / 1000 by default."""
+    weighting: str = "uniform"
+    """Of t in simple: a function of ddpm_jax.weightings."""
+    weighting_arguments: dict[str, float] = field(default_factory=dict)
+    """What else it takes, such as gamma 5."""
+    timesteps: str = "uniform"
+    """How t is drawn: a function of ddpm_jax.timesteps."""
+    timesteps_arguments: dict[str, float] = field(default_factory=dict)
+    """What else it takes, such as history 10."""
+
+    def __post_init__(self):
+        if self.loss == "simple" and self.variance in LEARNED:
+            raise ValueError(
+                f"objective.variance {self.variance!r} is not trained by objective.loss 'simple': use 'hybrid' or 'vlb'"
+            )
+        if self.loss == "hybrid" and self.variance not in LEARNED:
+            raise ValueError(
+                f"objective.loss 'hybrid' learns the variance: objective.variance must be one of {', '.join(LEARNED)}, "
+                f"got {self.variance!r}"
+            )
+        if self.vlb_weight is not None and (self.loss != "hybrid" or not self.vlb_weight > 0):
+            raise ValueError(
+                "objective.vlb_weight must be positive and is for objective.loss 'hybrid', "
+                f"got {self.vlb_weight} with {self.loss!r}"
+            )
+        if self.weighting != "uniform" and self.loss != "simple":
+            raise ValueError(
+                f"objective.weighting is for objective.loss 'simple', got {self.weighting!r} with {self.loss!r}"
+            )
+
+
+@dataclass(frozen=True)
 class OptimizerConfig:
     """Adam, and the average of parameters."""
 
@@ -60,8 +103,8 @@ class OptimizerConfig:
     """Cosine decay to 0 at this step; none keeps the rate after the warm-up."""
     beta1: float = 0.9
     beta2: float = 0.999
-    clip_norm: float = 1.0
-    """Gradients are scaled down to this global norm."""
+    clip_norm: float | None = 1.0
+    """Gradients are scaled down to this global norm; none leaves them."""
     ema_decay: float = 0.995
 
 
@@ -96,6 +139,7 @@ class Config:
     data: DataConfig = DataConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     model: ModelConfig = ModelConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     sample: SampleConfig = SampleConfig()
     train: TrainConfig = TrainConfig()
@@ -107,10 +151,10 @@ class Config:
             _at_least_one(f"sample.{name}", getattr(self.sample, name))
         if not 0 <= self.optimizer.ema_decay < 1:
             raise ValueError(f"optimizer.ema_decay must lie in [0, 1), got {self.optimizer.ema_decay}")
-        if self.optimizer.learning_rate <= 0 or self.optimizer.clip_norm <= 0:
+        rate, clip_norm = self.optimizer.learning_rate, self.optimizer.clip_norm
+        if rate <= 0 or (clip_norm is not None and clip_norm <= 0):
             raise ValueError(
-                "optimizer.learning_rate and optimizer.clip_norm must be positive, "
-                f"got {self.optimizer.learning_rate} and {self.optimizer.clip_norm}"
+                f"optimizer.learning_rate and optimizer.clip_norm must be positive, got {rate} and {clip_norm}"
             )
         decay, warmup = self.optimizer.decay_steps, self.optimizer.warmup_steps
         if warmup < 0 or (decay is not None and decay <= warmup):

@@ -15,6 +15,7 @@ from PIL import Image
 from ddpm_jax import checkpoint, data, images, samplers
 from ddpm_jax.models import bind
 from ddpm_jax.samplers.catalogue import make_table
+from ddpm_jax.timesteps import TimestepSampler
 from ddpm_jax.train import build, state, step
 from ddpm_jax.train.config import Config
 from ddpm_jax.train.metrics import MetricsLog, plot_loss
@@ -39,6 +40,7 @@ class Run:
     source: data.Source
     model: nn.Module
     optimizer: optax.GradientTransformation
+    timestep_sampler: TimestepSampler
     devices: list[jax.Device]
     train_step: step.TrainStep
     draw: Draw
@@ -53,7 +55,7 @@ class Run:
 
     def init(self) -> state.TrainState:
         """The state before step 0."""
-        return state.init(self.model, self.optimizer, self.source.image_shape, self.key_init)
+        return state.init(self.model, self.optimizer, self.timestep_sampler, self.source.image_shape, self.key_init)
 
 
 def prepare(config: Config, devices: list[jax.Device] | None = None) -> Run:
@@ -65,11 +67,15 @@ def prepare(config: Config, devices: list[jax.Device] | None = None) -> Run:
     devices = devices or jax.local_devices()
     step.shard(np.empty(config.train.batch_size), len(devices))  # before anything slow
     schedule = build.make_schedule(config.schedule)
-    table = make_table(config.sample.sampler, schedule, config.sample.num_steps)
+    objective = build.make_objective(config.objective, schedule)
+    timestep_sampler = build.make_timestep_sampler(config.objective, schedule)
+    table = make_table(config.sample.sampler, schedule, config.sample.num_steps, variance=config.objective.variance)
+    make_denoise = build.make_denoiser(config.objective, schedule, config.sample.clip)
+    build.check_table(config.objective, make_denoise, table)
     source = data.load(
         config.data.name, data_dir=config.data.dir, split=config.data.split, image_size=config.data.image_size
     )
-    model = build.make_model(config.model, source.image_shape)
+    model = build.make_model(config, source.image_shape)
     optimizer = state.make_optimizer(config.optimizer)
     key_init, key_train, key_sample = jax.random.split(jax.random.key(config.train.seed), 3)
     return Run(
@@ -77,22 +83,33 @@ def prepare(config: Config, devices: list[jax.Device] | None = None) -> Run:
         source,
         model,
         optimizer,
+        timestep_sampler,
         devices,
         step.make_train_step(
-            model, schedule, optimizer, ema_decay=config.optimizer.ema_decay, key=key_train, devices=devices
+            model,
+            objective,
+            timestep_sampler,
+            optimizer,
+            ema_decay=config.optimizer.ema_decay,
+            key=key_train,
+            devices=devices,
         ),
-        make_draw(model, table, config.sample.clip, (config.sample.num_images, *source.image_shape)),
+        make_draw(model, make_denoise, table, (config.sample.num_images, *source.image_shape)),
         key_init,
         key_sample,
     )
 
 
-def make_draw(model: nn.Module, table: samplers.Table, clip: float | None, shape: tuple[int, ...]) -> Draw:
+def make_draw(
+    model: nn.Module,
+    make_denoise: build.MakeDenoise,
+    table: samplers.Table,
+    shape: tuple[int, ...],
+) -> Draw:
     """draw(params, key, first_index=0) -> x_0 [N, H, W, C], compiled once."""
 
     def draw(params: Any, key: jax.Array, first_index: int | jax.Array = 0) -> jax.Array:
-        denoise = samplers.denoiser(bind(model, params), clip=clip)
-        return samplers.sample(denoise, table, key, shape, first_index=first_index)
+        return samplers.sample(make_denoise(bind(model, params)), table, key, shape, first_index=first_index)
 
     return jax.jit(draw)
 
@@ -132,7 +149,7 @@ def fit(config: Config, workdir: Path, report: Report) -> int:
             )
             values = _finite(k, metrics) if log_now or save_now else {}
             if log_now:
-                report.metrics(k, log.write(k, **values, batch_size=config.train.batch_size))
+                report.metrics(k, log.write(k, values, config.train.batch_size))
             if save_now:
                 saved.save(train_state)
             if draw_now:

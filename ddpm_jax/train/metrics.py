@@ -22,12 +22,12 @@ class MetricsLog:
         self._events: Any = _tensorboard(workdir / "tensorboard")
         self._before = first_step, time.perf_counter()
 
-    def write(self, step: int, loss: float, grad_norm: float, batch_size: int) -> dict[str, float]:
-        """Add a line; returns what it says besides the step."""
+    def write(self, step: int, values: dict[str, float], batch_size: int) -> dict[str, float]:
+        """Add a line: what the step returned, and the images per second since the last; returns both."""
         (step_before, time_before), now = self._before, time.perf_counter()
         rate = (step - step_before) * batch_size / (now - time_before)
         self._before = step, now
-        values = {"loss": loss, "grad_norm": grad_norm, "images_per_second": rate}
+        values = {**values, "images_per_second": rate}
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
         if self._events is not None:
@@ -69,6 +69,6 @@ def plot_loss(metrics: Path, picture: Path) -> None:
         mean = [np.convolve(values, window, "valid") for values in (steps, losses)]
         axes.loglog(*mean, color="C0", label="mean of 10 lines")
         axes.legend()
-    axes.set(xlabel="step", ylabel="loss", title="L_simple on the training batch")
+    axes.set(xlabel="step", ylabel="loss", title="loss of the training batch")
     axes.grid(alpha=0.3, which="both")
     figure.savefig(picture, dpi=120)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
+from ddpm_jax.timesteps import TimestepSampler
 from ddpm_jax.train.config import OptimizerConfig
 
 Params = Any
@@ -22,6 +23,7 @@ class TrainState:
     params: Params
     ema_params: Params
     opt_state: optax.OptState
+    timestep_state: Any = ()  # of the TimestepSampler
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
@@ -35,13 +37,19 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
             rate = config.learning_rate
     else:
         rate = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, config.warmup_steps, config.decay_steps)
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), optax.adam(rate, config.beta1, config.beta2))
+    clip = optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
+    return optax.chain(clip, optax.adam(rate, config.beta1, config.beta2))
 
 
 def init(
-    model: nn.Module, optimizer: optax.GradientTransformation, image_shape: tuple[int, ...], key: jax.Array
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    timestep_sampler: TimestepSampler,
+    image_shape: tuple[int, ...],
+    key: jax.Array,
 ) -> TrainState:
     """The state before step 0; traceable, so that jax.eval_shape gives its shapes without memory."""
     params = model.init(key, jnp.zeros((1, *image_shape)), jnp.zeros((1,)))["params"]
     # A copy: the state is donated, and a buffer can be donated once.
-    return TrainState(jnp.int32(0), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
+    ema_params = jax.tree.map(jnp.copy, params)
+    return TrainState(jnp.int32(0), params, ema_params, optimizer.init(params), timestep_sampler.init())

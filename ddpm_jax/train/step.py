@@ -5,7 +5,7 @@ the same t, eps and dropout on any number of devices.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,11 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from ddpm_jax import images, objectives, timesteps
+from ddpm_jax import images
 from ddpm_jax.models import bind
-from ddpm_jax.schedules import Schedule
+from ddpm_jax.timesteps import TimestepSampler
 from ddpm_jax.train import ema
+from ddpm_jax.train.build import Losses, Objective
 from ddpm_jax.train.state import TrainState
 
 AXIS = "devices"
@@ -24,48 +25,26 @@ Metrics = dict[str, jax.Array]
 TrainStep = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 
 
-class Draws(NamedTuple):
-    """What training draws for each example: t [B] int32, eps like x_0, a dropout key [B]."""
-
-    t: jax.Array
-    eps: jax.Array
-    dropout_keys: jax.Array
-
-
-def draw(keys: jax.Array, num_timesteps: int, image_shape: tuple[int, ...]) -> Draws:
-    """t, eps and dropout key of every example from its own key: keys [B] -> Draws."""
-
-    def one(key: jax.Array) -> Draws:
-        key_t, key_eps, key_dropout = jax.random.split(key, 3)
-        t = timesteps.uniform(key_t, num_timesteps)
-        return Draws(t, jax.random.normal(key_eps, image_shape), key_dropout)
-
-    return jax.vmap(one)(keys)
-
-
-def example_keys(key: jax.Array, step: jax.Array, first: jax.Array | int, count: int) -> jax.Array:
-    """fold_in(fold_in(key, step), b) for the global indices b = first .. first + count - 1; keys [count]."""
-    indices = jnp.asarray(first, jnp.uint32) + jnp.arange(count, dtype=jnp.uint32)
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.fold_in(key, step), indices)
-
-
 def make_train_step(
     model: nn.Module,
-    schedule: Schedule,
+    objective: Objective,
+    timestep_sampler: TimestepSampler,
     optimizer: optax.GradientTransformation,
     *,
     ema_decay: float,
     key: jax.Array,
     devices: list[jax.Device] | None = None,
 ) -> TrainStep:
-    """train_step(state, batch) -> (state, {"loss", "grad_norm"}): one update on all local devices.
+    """train_step(state, batch) -> (state, {"loss", "grad_norm", ...}): one update on all local devices.
 
-    The state is one replicated array per leaf, not a stack, and is donated: do not use it again. The loss is that of
-    the global batch, grad_norm is before clipping; both are device arrays, and reading them waits for the step.
+    The state is one replicated array per leaf, not a stack, and is donated: do not use it again. The loss and its parts
+    are those of the global batch, grad_norm is before clipping; all are device arrays, and reading them waits for the
+    step.
 
     Args:
       model: model(x_t, t, train=True, dropout_keys=[B] keys) in linen.
-      schedule: of length T.
+      objective: what is minimized.
+      timestep_sampler: how t is drawn.
       optimizer: from optax.
       ema_decay: of `ema.update`.
       key: of the whole run.
@@ -74,23 +53,33 @@ def make_train_step(
     Returns:
       The step; batch is uint8 [devices, B / devices, H, W, C], see `shard`.
     """
+    devices = devices or jax.local_devices()
 
     def train_step(state: TrainState, batch: jax.Array) -> tuple[TrainState, Metrics]:
         x_0 = images.to_float(batch)
-        keys = example_keys(key, state.step, jax.lax.axis_index(AXIS) * len(batch), len(batch))
+        keys_of = lambda b: jax.random.split(jax.random.fold_in(jax.random.fold_in(key, state.step), b), 3)
+        indices = jax.lax.axis_index(AXIS).astype(jnp.uint32) * len(batch) + jnp.arange(len(batch), dtype=jnp.uint32)
+        _, keys_eps, dropout_keys = jax.vmap(keys_of, out_axes=1)(indices)
+        eps = jax.vmap(lambda key_eps: jax.random.normal(key_eps, x_0.shape[1:]))(keys_eps)
+        t, weight = timestep_sampler.draw(
+            state.timestep_state, lambda b: keys_of(b)[0], indices, len(batch) * len(devices)
+        )
 
-        t, eps, dropout_keys = draw(keys, schedule.num_timesteps, x_0.shape[1:])
+        def mean_loss(params: Any) -> tuple[jax.Array, Losses]:
+            losses = objective(bind(model, params, train=True, dropout_keys=dropout_keys), x_0, t, eps)
+            return jnp.mean(weight * losses.total), losses
 
-        def mean_loss(params: Any) -> jax.Array:
-            model_fn = bind(model, params, train=True, dropout_keys=dropout_keys)
-            return jnp.mean(objectives.simple(model_fn, schedule, x_0, t, eps))
-
-        loss, grads = jax.lax.pmean(jax.value_and_grad(mean_loss)(state.params), AXIS)
+        (loss, losses), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
+        parts = {name: jnp.mean(weight * part) for name, part in losses.parts.items()}
+        loss, parts, grads = jax.lax.pmean((loss, parts, grads), AXIS)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema_params = ema.update(state.ema_params, params, state.step, ema_decay)
-        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
-        return TrainState(state.step + 1, params, ema_params, opt_state), metrics
+        # All losses on every device, in the order of the batch: so the sampler's state is the same everywhere.
+        everywhere = jax.lax.all_gather((t, losses.total), AXIS, tiled=True)
+        timestep_state = timestep_sampler.update(state.timestep_state, *everywhere)
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **parts}
+        return TrainState(state.step + 1, params, ema_params, opt_state, timestep_state), metrics
 
     return jax.pmap(train_step, AXIS, in_axes=(None, 0), out_axes=None, devices=devices, donate_argnums=0)
 

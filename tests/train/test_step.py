@@ -9,16 +9,21 @@ import numpy as np
 import optax
 import pytest
 
-from ddpm_jax import images, objectives, schedules
+from ddpm_jax import images, objectives, schedules, timesteps, weightings
 from ddpm_jax.models.layers import dropout
 from ddpm_jax.models.unet import UNet
-from ddpm_jax.train import ema, state, step
-from ddpm_jax.train.config import OptimizerConfig
+from ddpm_jax.train import build, ema, state, step
+from ddpm_jax.train.config import ObjectiveConfig, OptimizerConfig
 
 S = schedules.linear(100)
 KEY = jax.random.key(5)
 BATCH = np.random.RandomState(0).randint(0, 256, (8, 4, 4, 1)).astype(np.uint8)
 CONFIG = OptimizerConfig(learning_rate=0.01, warmup_steps=2, decay_steps=None, clip_norm=0.1, ema_decay=0.5)
+OBJECTIVE = ObjectiveConfig()
+# Few enough t that their histories are full after a few batches.
+SHORT = schedules.linear(4, beta_end=0.5)
+IMPORTANCE = ObjectiveConfig(timesteps="importance", timesteps_arguments={"history": 2})
+HYBRID = dataclasses.replace(IMPORTANCE, loss="hybrid", variance="learned_range")
 
 
 def small_unet(**options):
@@ -35,11 +40,13 @@ def optax_promotes():
 class Small(nn.Module):
     """Quick to compile, and with everything that draws: a convolution, the time, dropout."""
 
+    copies: int = 1
+
     @nn.compact
     def __call__(self, x_t, t, *, train=False, dropout_keys=None):
         h = nn.Conv(8, (3, 3))(x_t) + nn.Dense(8)(jnp.sin(t)[:, None])[:, None, None]
         h = dropout(nn.silu(h), dropout_keys, 0.3) if train else nn.silu(h)
-        return nn.Conv(x_t.shape[-1], (3, 3))(h)
+        return nn.Conv(self.copies * x_t.shape[-1], (3, 3))(h)
 
 
 class Recorder(nn.Module):
@@ -55,27 +62,46 @@ class Recorder(nn.Module):
         return x_t * self.param("scale", nn.initializers.ones, (1, 1, 1, 1))
 
 
-def run(model, num_devices, num_steps=1, config=CONFIG):
-    optimizer = state.make_optimizer(config)
+def prepare(model, num_devices, config=CONFIG, objective=OBJECTIVE, schedule=S):
+    """(train_step, the state before step 0 on these devices)."""
+    optimizer, sampler = state.make_optimizer(config), build.make_timestep_sampler(objective, schedule)
     devices = jax.local_devices()[:num_devices]
-    train_step = step.make_train_step(model, S, optimizer, ema_decay=config.ema_decay, key=KEY, devices=devices)
-    train_state = jax.jit(lambda: state.init(model, optimizer, BATCH.shape[1:], jax.random.key(0)))()
+    train_step = step.make_train_step(
+        model,
+        build.make_objective(objective, schedule),
+        sampler,
+        optimizer,
+        ema_decay=config.ema_decay,
+        key=KEY,
+        devices=devices,
+    )
+    train_state = jax.jit(lambda: state.init(model, optimizer, sampler, BATCH.shape[1:], jax.random.key(0)))()
     sharding = jax.tree.map(lambda leaf: leaf.sharding, step.replicated(train_state, devices))
-    states, losses = [jax.device_get(train_state)], []
-    train_state = jax.device_put(train_state, sharding)
+    return train_step, jax.device_put(train_state, sharding)
+
+
+def run(model, num_devices, num_steps=1, **options):
+    """(the state before every step and after the last, the metrics of every step)."""
+    train_step, train_state = prepare(model, num_devices, **options)
+    states, metrics = [jax.tree.map(np.array, train_state)], []
     for _ in range(num_steps):
-        train_state, metrics = train_step(train_state, step.shard(BATCH, num_devices))
+        train_state, values = train_step(train_state, step.shard(BATCH, num_devices))
         states.append(jax.tree.map(np.array, train_state))
-        losses.append(float(metrics["loss"]))
-    return states, losses
+        metrics.append({name: float(value) for name, value in values.items()})
+    return states, metrics
 
 
-def test_every_draw_is_the_same_on_1_2_and_4_devices():
+def losses_of(metrics):
+    return [values["loss"] for values in metrics]
+
+
+@pytest.mark.parametrize("sampler", ["uniform", "stratified"])
+def test_every_draw_is_the_same_on_1_2_and_4_devices(sampler):
     def draws(num_devices):
         calls = []
         example = lambda t, x_t, mask: (float(t), np.asarray(x_t).tobytes(), np.asarray(mask).tobytes())
         record = lambda x_t, t, mask: calls.extend(map(example, t, x_t, mask))
-        run(Recorder(record), num_devices, num_steps=2)
+        run(Recorder(record), num_devices, num_steps=2, objective=ObjectiveConfig(timesteps=sampler))
         jax.effects_barrier()
         return sorted(calls)
 
@@ -84,19 +110,32 @@ def test_every_draw_is_the_same_on_1_2_and_4_devices():
     assert draws(2) == one and draws(4) == one
 
 
+def test_importance_is_the_same_on_1_2_and_4_devices():
+    """Bit for bit: histories, and so every t, of a network that stays as it is (rate 1e-30)."""
+    still = dataclasses.replace(CONFIG, learning_rate=1e-30)
+    options = {"num_steps": 6, "config": still, "objective": IMPORTANCE, "schedule": SHORT}
+    (*_, one), metrics = run(Small(), 1, **options)
+    assert timesteps.warmed_up(one.timestep_state) and len(set(losses_of(metrics))) == 6
+    for n in (2, 4):
+        (*_, many), metrics_n = run(Small(), n, **options)
+        jax.tree.map(np.testing.assert_array_equal, many.timestep_state, one.timestep_state)
+        np.testing.assert_allclose(losses_of(metrics_n), losses_of(metrics), rtol=1e-6)
+
+
 def test_states_agree_on_1_2_and_4_devices():
     """Only the order of the gradient's sum differs. Adam divides by its size, so compare where it is not tiny."""
-    (_, *one), losses = run(Small(), 1, 3)
+    (*_, one), metrics = run(Small(2), 1, 6, objective=HYBRID, schedule=SHORT)
     for n in (2, 4):
-        (_, *many), losses_n = run(Small(), n, 3)
-        np.testing.assert_allclose(losses_n, losses, rtol=1e-5)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), many[-1].params, one[-1].params)
+        (*_, many), metrics_n = run(Small(2), n, 6, objective=HYBRID, schedule=SHORT)
+        np.testing.assert_allclose(losses_of(metrics_n), losses_of(metrics), rtol=1e-4)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), many.params, one.params)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), many.timestep_state, one.timestep_state)
 
 
 def test_a_step_is_its_definition():
     """Loss, clipped gradient, Adam and average, written out with the documented keys."""
     model, optimizer = Small(), state.make_optimizer(CONFIG)
-    (before, after, *_), losses = run(model, 2, 2)
+    (before, after), (metrics,) = run(model, 2)
     key = jax.random.fold_in(KEY, 0)
 
     def loss(params):
@@ -113,13 +152,51 @@ def test_a_step_is_its_definition():
         return total
 
     value, grads = jax.jit(jax.value_and_grad(loss))(before.params)
-    assert losses[0] == pytest.approx(float(value), rel=1e-5)
+    assert metrics["loss"] == pytest.approx(float(value), rel=1e-5) and metrics.keys() == {"loss", "grad_norm"}
     assert (CONFIG.clip_norm < optax.tree.norm(grads)) and after.step == 1
     # First moment after one step: 0.1 of the clipped gradient.
     clipped = jax.tree.map(lambda g: g * CONFIG.clip_norm / optax.tree.norm(grads), grads)
     mu = optax.tree.get(after.opt_state, "mu")
     jax.tree.map(lambda m, g: np.testing.assert_allclose(m, 0.1 * g, atol=1e-7, rtol=1e-3), mu, clipped)
     assert optimizer.init(before.params)[0] == after.opt_state[0]  # clipping has no state
+
+
+def test_a_hybrid_step_with_importance_is_its_definition():
+    """What is minimized, what the log shows, what the sampler remembers, at the first step after the warm-up."""
+    model, sampler = Small(2), timesteps.importance(SHORT, history=2)
+    states, metrics = run(model, 4, 6, objective=HYBRID, schedule=SHORT)
+    k = next(k for k, s in enumerate(states) if timesteps.warmed_up(s.timestep_state))
+    assert 0 < k < 6
+    before, after = states[k], states[k + 1]
+    keys = jax.vmap(lambda b: jax.random.split(jax.random.fold_in(jax.random.fold_in(KEY, k), b), 3))(jnp.arange(8))
+    t, weight = sampler.draw(before.timestep_state, lambda b: keys[b, 0], jnp.arange(8), 8)
+    assert len(set(np.asarray(weight))) > 1
+    x_0, eps = jnp.asarray(images.to_float(BATCH)), jax.vmap(lambda key: jax.random.normal(key, (4, 4, 1)))(keys[:, 1])
+    model_fn = lambda x, t: model.apply({"params": before.params}, x, t, train=True, dropout_keys=keys[:, 2])
+    arguments, options = (model_fn, SHORT, x_0, t, eps), {"prediction": "eps", "variance": "learned_range"}
+    total = objectives.hybrid(*arguments, **options)
+    for name, loss in {
+        "loss": total,
+        "simple": objectives.simple(*arguments, **options),
+        "vlb": 4 * objectives.vlb(*arguments, **options),
+    }.items():
+        assert metrics[k][name] == pytest.approx(float(jnp.mean(weight * loss)), rel=1e-5), name
+    expected = timesteps.remember(before.timestep_state, t, total)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), after.timestep_state, expected)
+
+
+@pytest.mark.parametrize("prediction", ["x_0", "v", "x_prev", "score"])
+def test_the_loss_of_every_prediction_with_a_weighting(prediction):
+    objective = ObjectiveConfig(prediction=prediction, weighting="min_snr", weighting_arguments={"gamma": 0.5})
+    (before, _), (metrics,) = run(Small(), 1, objective=objective, schedule=SHORT)
+    keys = jax.vmap(lambda b: jax.random.split(jax.random.fold_in(jax.random.fold_in(KEY, 0), b), 3))(jnp.arange(8))
+    t = jax.vmap(lambda key: jax.random.randint(key, (), 0, 4))(keys[:, 0])
+    x_0, eps = jnp.asarray(images.to_float(BATCH)), jax.vmap(lambda key: jax.random.normal(key, (4, 4, 1)))(keys[:, 1])
+    model_fn = lambda x, t: Small().apply({"params": before.params}, x, t, train=True, dropout_keys=keys[:, 2])
+    loss = objectives.simple(model_fn, SHORT, x_0, t, eps, prediction=prediction)
+    weight = weightings.make("min_snr", gamma=0.5)(SHORT, t, prediction)
+    assert len(set(np.asarray(weight))) > 1
+    assert metrics["loss"] == pytest.approx(float(jnp.mean(weight * loss)), rel=1e-5)
 
 
 def test_warmup_starts_at_zero_and_ema_as_in_the_paper():
@@ -162,21 +239,17 @@ def test_learning_rate_schedule():
 
 
 def test_bf16_keeps_parameters_average_optimizer_and_loss_in_float32():
-    states, losses = run(small_unet(dtype=jnp.bfloat16), 1, 3)
+    states, metrics = run(small_unet(dtype=jnp.bfloat16), 1, 3)
     floats = [leaf for leaf in jax.tree.leaves(states[-1]) if np.issubdtype(leaf.dtype, np.floating)]
     assert floats and all(leaf.dtype == np.float32 for leaf in floats)
-    exact, losses_32 = run(small_unet(), 1, 3)
-    np.testing.assert_allclose(losses, losses_32, rtol=2e-2)
+    exact, metrics_32 = run(small_unet(), 1, 3)
+    np.testing.assert_allclose(losses_of(metrics), losses_of(metrics_32), rtol=2e-2)
     leaf = lambda s: s.params["mid_res_0"]["conv_1"]["kernel"]
     assert not np.array_equal(leaf(states[-1]), leaf(exact[-1]))  # it did compute in bf16
 
 
 def test_the_old_state_is_donated():
-    optimizer = state.make_optimizer(CONFIG)
-    model, devices = Small(), jax.local_devices()[:2]
-    train_step = step.make_train_step(model, S, optimizer, ema_decay=0.5, key=KEY, devices=devices)
-    train_state = jax.jit(lambda: state.init(model, optimizer, BATCH.shape[1:], KEY))()
-    train_state = jax.device_put(train_state, jax.tree.map(lambda x: x.sharding, step.replicated(train_state, devices)))
+    train_step, train_state = prepare(Small(), 2)
     train_step(train_state, step.shard(BATCH, 2))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(train_state.params))
 
