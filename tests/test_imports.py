@@ -19,7 +19,7 @@ ALLOWED = {
     "objectives": {"process", "schedules"},
     "samplers": {"names", "process", "schedules", "samplers"},
     "guidance": {"process", "samplers"},
-    "models": {"models"},
+    "models": {"models", "names"},
     "data": {"data", "names"},
     "interop": {"models", "names", "interop"},
     "train": {"names", "images", "timesteps", "schedules", "process", "objectives", "samplers", "models", "train"},
