@@ -38,6 +38,13 @@ def relative(actual, expected) -> float:
     return float(np.abs(actual - expected).max() / np.abs(expected).max())
 
 
+def relative_rms(actual, expected) -> float:
+    """Root mean square of actual - expected over that of expected."""
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    assert actual.shape == expected.shape, (actual.shape, expected.shape)
+    return float(np.sqrt(np.mean((actual - expected) ** 2) / np.mean(expected**2)))
+
+
 def mixture_model(arrays, output="eps", time_scale=1.0, alphas_cumprod=None):
     """The exact eps, x_0 or v of a Gaussian mixture: the model the golden loops were run with (golden/README.md).
 

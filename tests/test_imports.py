@@ -23,7 +23,7 @@ ALLOWED = {
     "weightings": {"names", "process", "schedules"},
     "samplers": {"names", "process", "schedules", "edm", "samplers"},
     "guidance": {"process", "samplers"},
-    "models": {"models"},
+    "models": {"models", "names"},
     "data": {"data", "names"},
     "interop": {"models", "names", "interop"},
     "train": {

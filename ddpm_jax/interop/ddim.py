@@ -44,10 +44,10 @@ def unet_from_config(config: Mapping[str, Any]) -> UNet:
     """The UNet that computes what ermongroup/ddim's Model does.
 
     Raises:
-      ValueError: it downsamples without convolutions.
+      ValueError: its first level is not as wide as its first convolution.
     """
-    if not config["resamp_with_conv"]:
-        raise ValueError("resamp_with_conv must be true, got False")
+    if config["ch_mult"][0] != 1:
+        raise ValueError(f"ch_mult must start with 1, got {config['ch_mult']}")
     return UNet(
         channels=config["ch"],
         channel_multipliers=tuple(config["ch_mult"]),
@@ -55,6 +55,8 @@ def unet_from_config(config: Mapping[str, Any]) -> UNet:
         attention_resolutions=tuple(config["attn_resolutions"]),
         dropout=config["dropout"],
         out_channels=config["out_ch"],
+        downsample="conv" if config["resamp_with_conv"] else "pool",
+        upsample="conv" if config["resamp_with_conv"] else "nearest",
     )
 
 

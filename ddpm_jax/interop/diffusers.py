@@ -1,10 +1,10 @@
-"""Weights of diffusers' `UNet2DModel` in its DDPM configuration, the one of the google/ddpm-* checkpoints.
+"""Weights of diffusers' `UNet2DModel`: the google/ddpm-* checkpoints and their relatives.
 
 `config` is the model's config.json as a mapping, `state_dict` its weights as NumPy arrays, for example from
 `safetensors.numpy.load_file`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,25 +12,55 @@ import numpy as np
 from ..models.unet import UNet
 from . import layers
 
-# Setting: (what diffusers takes if it is absent, what DDPM's network has).
-REQUIRED = {
-    "act_fn": ("silu", "silu"),
-    "add_attention": (True, True),
-    "attention_head_dim": (8, None),
-    "attn_norm_num_groups": (None, None),
-    "center_input_sample": (False, False),
-    "class_embed_type": (None, None),
-    "downsample_padding": (1, 0),
-    "downsample_type": ("conv", "conv"),
-    "flip_sin_to_cos": (True, False),
-    "freq_shift": (0, 1),
-    "mid_block_scale_factor": (1, 1),
-    "norm_eps": (1e-5, 1e-6),
-    "num_class_embeds": (None, None),
-    "resnet_time_scale_shift": ("default", "default"),
-    "time_embedding_type": ("positional", "positional"),
-    "upsample_type": ("conv", "conv"),
+# What diffusers takes for a setting that is absent.
+DEFAULTS = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "sample_size": None,
+    "block_out_channels": (224, 448, 672, 896),
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    "layers_per_block": 2,
+    "attention_head_dim": 8,
+    "attn_norm_num_groups": None,
+    "center_input_sample": False,
+    "class_embed_type": None,
+    "downsample_padding": 1,
+    "downsample_type": "conv",
+    "dropout": 0.0,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "norm_eps": 1e-5,
+    "norm_num_groups": 32,
+    "num_class_embeds": None,
+    "num_train_timesteps": None,
+    "resnet_time_scale_shift": "default",
+    "upsample_type": "conv",
 }
+# Settings of which our network has one value, and those of which it has several. num_train_timesteps is only read
+# where the time embedding is learned.
+CHOICES = {
+    "act_fn": ("silu", "swish"),
+    "add_attention": (True,),
+    "class_embed_type": (None, "timestep", "identity"),
+    "downsample_padding": (0, 1),
+    "downsample_type": ("conv", "resnet"),
+    "freq_shift": (0, 1),
+    "mid_block_scale_factor": (1,),
+    "mid_block_type": ("UNetMidBlock2D",),
+    "resnet_time_scale_shift": ("default", "scale_shift"),
+    "time_embedding_dim": (None,),
+    "time_embedding_type": ("positional",),
+    "upsample_type": ("conv", "resnet"),
+}
+# Their down block: (attention, how it downsamples); None is what downsample_type says. "Up" for "Down" on the way up.
+DOWN_BLOCKS = {
+    "DownBlock2D": (False, "conv"),
+    "ResnetDownsampleBlock2D": (False, "resnet"),
+    "AttnDownBlock2D": (True, None),
+}
+UP_BLOCKS = {"UpBlock2D": (False, "conv"), "ResnetUpsampleBlock2D": (False, "resnet"), "AttnUpBlock2D": (True, None)}
+RESAMPLING = {"conv": "conv", "resnet": "resblock"}
 
 # Our layer: their layer. Levels count from the finest here; `from_deepest` counts from the other end, as their
 # up blocks do.
@@ -49,6 +79,14 @@ BLOCKS = {
     "up_{level}_upsample": "up_blocks.{from_deepest}.upsamplers.0.conv",
     "norm_out": "conv_norm_out",
     "conv_out": "conv_out",
+    "class_1": "class_embedding.linear_1",
+    "class_2": "class_embedding.linear_2",
+    "class_embedding": "class_embedding",
+}
+# With downsample_type or upsample_type "resnet".
+RESAMPLING_BLOCKS = {
+    "down_{level}_downsample": "down_blocks.{level}.downsamplers.0",
+    "up_{level}_upsample": "up_blocks.{from_deepest}.upsamplers.0",
 }
 RES = {
     "norm_1": "norm1",
@@ -69,37 +107,70 @@ def unet_from_config(config: Mapping[str, Any]) -> UNet:
     """The UNet that computes what diffusers' UNet2DModel(**config) does.
 
     Raises:
-      ValueError: the configuration is not DDPM's; lists the settings that differ.
+      ValueError: the configuration has settings that ours has not; lists them.
     """
-    found = {name: config.get(name, default) for name, (default, _) in REQUIRED.items()}
-    problems = [f"{name}={found[name]!r}" for name, (_, needed) in REQUIRED.items() if found[name] != needed]
-    widths, down = config["block_out_channels"], config["down_block_types"]
-    if any(width % widths[0] for width in widths):
-        problems.append(f"block_out_channels={widths!r}")
-    if not set(down) <= {"DownBlock2D", "AttnDownBlock2D"}:
-        problems.append(f"down_block_types={down!r}")
-    if list(config["up_block_types"]) != [name.replace("Down", "Up") for name in reversed(down)]:
-        problems.append(f"up_block_types={config['up_block_types']!r}")
-    if problems:
-        raise ValueError("not the DDPM configuration of UNet2DModel: " + ", ".join(problems))
+    found = _settings(config)
+    widths, levels = found["block_out_channels"], range(len(found["block_out_channels"]))
+    down = [DOWN_BLOCKS[name] for name in found["down_block_types"]]
+    up = [UP_BLOCKS[name] for name in reversed(found["up_block_types"])]  # from the finest, as ours
+    groups = found["norm_num_groups"]
+    single = found["attention_head_dim"] is None
     return UNet(
         channels=widths[0],
-        channel_multipliers=tuple(width // widths[0] for width in widths),
-        num_res_blocks=config["layers_per_block"],
-        attention_resolutions=tuple(
-            config["sample_size"] >> level for level, name in enumerate(down) if name == "AttnDownBlock2D"
-        ),
-        dropout=config.get("dropout", 0.0),
-        out_channels=config["out_channels"],
-        num_groups=config["norm_num_groups"],
+        channel_multipliers=tuple(width / widths[0] if width % widths[0] else width // widths[0] for width in widths),
+        num_res_blocks=found["layers_per_block"],
+        attention_resolutions=None,
+        attention_factors=tuple(2**level for level in levels if down[level][0]),
+        dropout=found["dropout"],
+        out_channels=found["out_channels"],
+        num_groups=groups,
+        norm_eps=found["norm_eps"],
+        num_head_channels=None if single else found["attention_head_dim"],
+        scale_shift_norm=found["resnet_time_scale_shift"] == "scale_shift",
+        downsample=_resampling([kind or found["downsample_type"] for _, kind in down[:-1]]),
+        downsample_padding=found["downsample_padding"],
+        upsample=_resampling([kind or found["upsample_type"] for _, kind in up[1:]]),
+        time_cosine_first=found["flip_sin_to_cos"],
+        time_endpoint=found["freq_shift"] == 1,
+        # Their middle attention has no norm beside scale_shift, unless its groups are asked for.
+        mid_attention_norm=found["resnet_time_scale_shift"] == "default" or found["attn_norm_num_groups"] == groups,
+        num_classes=None if found["class_embed_type"] else found["num_class_embeds"],
+        class_embed_type=found["class_embed_type"],
+        center_input_sample=found["center_input_sample"],
     )
+
+
+def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with their defaults filled in."""
+    found = DEFAULTS | {name: value for name, value in config.items() if not name.startswith("_")}
+    problems = [
+        f"{name}={value!r}"
+        for name, value in found.items()
+        if (name in CHOICES and value not in CHOICES[name]) or (name not in CHOICES and name not in DEFAULTS)
+    ]
+    widths, down, up = found["block_out_channels"], found["down_block_types"], found["up_block_types"]
+    if not set(down) <= set(DOWN_BLOCKS) or len(down) != len(widths):
+        problems.append(f"down_block_types={down!r}")
+    elif not set(up) <= set(UP_BLOCKS) or [UP_BLOCKS[n][0] for n in reversed(up)] != [DOWN_BLOCKS[n][0] for n in down]:
+        problems.append(f"up_block_types={up!r}")
+    if found["attn_norm_num_groups"] not in (None, found["norm_num_groups"]):
+        problems.append(f"attn_norm_num_groups={found['attn_norm_num_groups']!r}")
+    if problems:
+        raise ValueError("not a UNet2DModel that is known here: " + ", ".join(problems))
+    return found
+
+
+def _resampling(kinds: Sequence[str]) -> str | tuple[str, ...]:
+    """One name where all steps between levels are alike."""
+    ours = tuple(RESAMPLING[kind] for kind in kinds)
+    return ours[0] if len(set(ours)) == 1 else ours
 
 
 def unet2d_to_params(state_dict: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters of unet_from_config(config) from the weights of UNet2DModel(**config).
 
     Raises:
-      ValueError: not DDPM's configuration, or lists every array missing, left over, or of another shape.
+      ValueError: settings that ours has not, or lists every array missing, left over, or of another shape.
     """
     names, wanted = _names_and_shapes(config)
     return layers.to_params({_new_name(k): v for k, v in state_dict.items()}, names, wanted, CONV1X1)
@@ -117,9 +188,9 @@ def params_to_unet2d(params: Mapping[str, Any], config: Mapping[str, Any]) -> di
 
 def _names_and_shapes(config: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
     model = unet_from_config(config)
-    size = config["sample_size"]
-    names = layers.unet_names(model, BLOCKS, RES, ATTENTION)
-    return names, layers.shapes(model, (size, size, config["in_channels"]))
+    size = 2 ** model.levels[-1]
+    names = layers.unet_names(model, BLOCKS, RES, ATTENTION, RESAMPLING_BLOCKS)
+    return names, layers.unet_shapes(model, (size, size, config.get("in_channels", DEFAULTS["in_channels"])))
 
 
 def _new_name(name: str) -> str:

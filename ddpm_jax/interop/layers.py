@@ -7,64 +7,115 @@ same everywhere: the names and layouts of a layer's arrays.
     kernel [H, W, I, O]       weight [O, I, H, W]     convolution
     kernel [I, O]             weight [O, I]           dense
     kernel [I, O]             weight [O, I, 1, 1]     dense written as a 1x1 convolution
-    scale [C]                 weight [C]              group norm
+    kernel [I, O]             weight [O, I, 1]        dense written as a convolution over one axis
+    embedding [N, C]          weight [N, C]           table of embeddings
+    scale [C]                 weight [C]              norm
     bias                      bias
 """
 
 import itertools
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from flax import traverse_util
 
 from ..models.unet import UNet
 
 
-def shapes(model: UNet, image_shape: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
-    """Path to shape of every parameter of model(x_t, t) for images [H, W, C], without allocating any."""
+def shapes(
+    model: nn.Module, image_shape: tuple[int, int, int], **conditioning: jax.ShapeDtypeStruct
+) -> dict[str, tuple[int, ...]]:
+    """Path to shape of every parameter of model(x_t, t, **conditioning) for images [H, W, C], allocating none."""
     x_t, t = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32)
-    params = jax.eval_shape(model.init, jax.random.key(0), x_t, t)["params"]
+    return param_shapes(model, x_t, t, **conditioning)
+
+
+def unet_shapes(
+    model: UNet, image_shape: tuple[int, int, int], **conditioning: jax.ShapeDtypeStruct
+) -> dict[str, tuple[int, ...]]:
+    """shapes of a U-Net, with a class if it takes one."""
+    if model.num_classes is None and model.class_embed_type is None:
+        return shapes(model, image_shape, **conditioning)
+    size = (1, 4 * model.channels) if model.class_embed_type == "identity" else (1,)
+    dtype = jnp.int32 if model.class_embed_type is None else jnp.float32
+    return shapes(model, image_shape, y=jax.ShapeDtypeStruct(size, dtype), **conditioning)
+
+
+def param_shapes(model: nn.Module, *inputs: Any, **keywords: Any) -> dict[str, tuple[int, ...]]:
+    """Path to shape of every parameter of model(*inputs, **keywords), for inputs of which only shapes are read."""
+    params = jax.eval_shape(model.init, jax.random.key(0), *inputs, **keywords)["params"]
     return {path: leaf.shape for path, leaf in _flatten(params).items()}
 
 
+class Levels(Protocol):
+    """A network of levels with the same number of res blocks each."""
+
+    @property
+    def channel_multipliers(self) -> Sequence[float]: ...
+    @property
+    def num_res_blocks(self) -> int: ...
+
+
 def unet_names(
-    model: UNet, blocks: Mapping[str, str], res: Mapping[str, str], attention: Mapping[str, str]
+    model: Levels,
+    blocks: Mapping[str, str],
+    res: Mapping[str, str],
+    attention: Mapping[str, str],
+    resampling: Mapping[str, str] = MappingProxyType({}),
+    place: Callable[[int, int], Mapping[str, int]] | None = None,
 ) -> dict[str, str]:
-    """Our layer to their layer for each layer a UNet of this depth can have, from the three tables.
+    """Our layer to their layer for each layer a U-Net of this depth can have, from the tables.
 
     Args:
       blocks: patterns in level, from_deepest (levels counted from the coarsest) and i (res block of the level).
       res: the layers inside a res block.
       attention: the layers inside an attention block.
+      resampling: the same patterns as in blocks, for the res blocks that down- and upsample.
+      place: what else the patterns of a (level, i) name.
     """
     names = {}
     depth = len(model.channel_multipliers)
+    kinds = [
+        (item, res if "_res_" in item[0] else attention if "attention" in item[0] else {}) for item in blocks.items()
+    ]
+    kinds += [(item, res) for item in resampling.items()]
     for level, i in itertools.product(range(depth), range(model.num_res_blocks + 1)):
-        for ours, theirs in blocks.items():
-            inside = res if "_res_" in ours else attention if "attention" in ours else {}
-            place = {"level": level, "from_deepest": depth - 1 - level, "i": i}
-            ours, theirs = ours.format(**place), theirs.format(**place)
+        here = {"level": level, "from_deepest": depth - 1 - level, "i": i, **(place(level, i) if place else {})}
+        for (ours, theirs), inside in kinds:
+            ours, theirs = ours.format(**here), theirs.format(**here)
             names |= {f"{ours}/{ours_in}": f"{theirs}.{theirs_in}" for ours_in, theirs_in in inside.items()}
             names |= {} if inside else {ours: theirs}
     return names
 
 
 def their_name(path: str, names: Mapping[str, str]) -> str:
-    """The state dict's name of our parameter: names says the layer, the leaf says the rest."""
+    """The state dict's name of our parameter: names says the layer, the leaf says the rest.
+
+    A parameter outside of any layer is in names itself.
+    """
+    if path in names:
+        return names[path]
     layer, leaf = path.rsplit("/", 1)
     return names[layer] + (".bias" if leaf == "bias" else ".weight")
 
 
-def their_shape(path: str, shape: tuple[int, ...], conv1x1: frozenset[str]) -> tuple[int, ...]:
-    """The state dict's shape of our parameter; conv1x1 holds the dense layers which are 1x1 convolutions there."""
+def their_shape(
+    path: str, shape: tuple[int, ...], conv1x1: frozenset[str], conv1d: frozenset[str] = frozenset()
+) -> tuple[int, ...]:
+    """The state dict's shape of our parameter; the sets hold the dense layers which are convolutions there."""
+    if path.endswith("/embedding"):
+        return shape
     if len(shape) == 4:
         height, width, inputs, outputs = shape
         return outputs, inputs, height, width
     if len(shape) == 2:
-        return (*shape[::-1], 1, 1) if path.split("/")[-2] in conv1x1 else shape[::-1]
+        layer = path.rpartition("/")[0].rpartition("/")[2]
+        return *shape[::-1], *((1, 1) if layer in conv1x1 else (1,) if layer in conv1d else ())
     return shape
 
 
@@ -73,6 +124,7 @@ def to_params(
     names: Mapping[str, str],
     wanted: Mapping[str, tuple[int, ...]],
     conv1x1: frozenset[str],
+    conv1d: frozenset[str] = frozenset(),
 ) -> dict[str, Any]:
     """Our parameter tree from their state dict.
 
@@ -81,16 +133,19 @@ def to_params(
       names: our layer to their layer.
       wanted: path and shape of each of our parameters.
       conv1x1: last names of our dense layers that are 1x1 convolutions there.
+      conv1d: and of those that are convolutions over one axis.
 
     Raises:
       ValueError: lists every array that is missing, left over, or of another shape.
     """
-    expected = {their_name(path, names): their_shape(path, shape, conv1x1) for path, shape in wanted.items()}
+    expected = {their_name(path, names): their_shape(path, shape, conv1x1, conv1d) for path, shape in wanted.items()}
     _require_same(expected, {name: array.shape for name, array in state_dict.items()})
     flat = {}
     for path, shape in wanted.items():
         array = state_dict[their_name(path, names)]
-        flat[path] = np.ascontiguousarray(array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T).reshape(shape)
+        if not path.endswith("/embedding"):
+            array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
+        flat[path] = np.ascontiguousarray(array).reshape(shape)
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
@@ -99,16 +154,47 @@ def to_state_dict(
     names: Mapping[str, str],
     wanted: Mapping[str, tuple[int, ...]],
     conv1x1: frozenset[str],
+    conv1d: frozenset[str] = frozenset(),
 ) -> dict[str, np.ndarray]:
     """Their state dict from our parameter tree; the inverse of to_params, with the same arguments and errors."""
     flat = {path: np.asarray(leaf) for path, leaf in _flatten(params).items()}
     _require_same(wanted, {path: array.shape for path, array in flat.items()})
     state_dict = {}
     for path, array in flat.items():
-        array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
-        shape = their_shape(path, wanted[path], conv1x1)
+        if not path.endswith("/embedding"):
+            array = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
+        shape = their_shape(path, wanted[path], conv1x1, conv1d)
         state_dict[their_name(path, names)] = np.ascontiguousarray(array).reshape(shape)
     return state_dict
+
+
+def split_rows(state_dict: Mapping[str, np.ndarray], layer: str, parts: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """The state dict with every dense layer of that last name cut into equal parts of its outputs.
+
+    "attn.qkv.weight" becomes "attn.qkv[q].weight" and so on, one for each of the parts.
+    """
+    result = {}
+    for name, array in state_dict.items():
+        owner, _, leaf = name.rpartition(".")
+        if owner.split(".")[-1] == layer:
+            # A number of rows that does not divide becomes a wrong shape, which to_params reports.
+            pieces = np.array_split(array, len(parts))
+            result |= {f"{owner}[{part}].{leaf}": piece for part, piece in zip(parts, pieces, strict=True)}
+        else:
+            result[name] = array
+    return result
+
+
+def join_rows(state_dict: Mapping[str, np.ndarray], layer: str, parts: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """The inverse of split_rows."""
+    result = {}
+    for name, array in state_dict.items():
+        if f".{layer}[" not in name:
+            result[name] = array
+        elif f"[{parts[0]}]" in name:
+            pieces = [state_dict[name.replace(f"[{parts[0]}]", f"[{part}]")] for part in parts]
+            result[name.replace(f"[{parts[0]}]", "")] = np.concatenate(pieces)
+    return result
 
 
 def _flatten(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,12 @@ from typing import Any, cast
 import jax
 from flax import linen as nn
 
+from .autoencoder import AutoencoderKL as AutoencoderKL
+from .classifier import Classifier as Classifier
+from .dit import DiT as DiT
 from .unet import UNet as UNet
+from .uvit import UViT as UViT
+from .vq import VQModel as VQModel
 
 
 def bind(model: nn.Module, params: Any, **options: Any) -> Callable[[jax.Array, jax.Array], jax.Array]:

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 
-def timestep_embedding(t: jax.Array, dim: int) -> jax.Array:
+def timestep_embedding(t: jax.Array, dim: int, *, cosine_first: bool = False, endpoint: bool = True) -> jax.Array:
     """[sin(t w_0), .., sin(t w_{n-1}), cos(t w_0), .., cos(t w_{n-1})], w_i = 10000^(-i / (n - 1)), n = dim // 2.
 
     The convention of DDPM: sines first, and the slowest frequency is exactly 1/10000. OpenAI's code and its
-    descendants put cosines first and divide by n, not n - 1.
+    descendants (cosine_first, not endpoint) put cosines first and divide by n, not n - 1.
 
     Source: Vaswani et al. 2017 (arXiv:1706.03762), section 3.5, in the variant used by Ho et al. 2020
     (arXiv:2006.11239), appendix B.
@@ -20,6 +20,8 @@ def timestep_embedding(t: jax.Array, dim: int) -> jax.Array:
     Args:
       t: [B] float, the model's time.
       dim: length of the embedding, at least 4. An odd dim ends with a zero.
+      cosine_first: [cos, sin] instead of [sin, cos].
+      endpoint: whether the frequencies reach 1/10000: divided by n - 1, not by n.
 
     Returns:
       [B, dim] float32.
@@ -36,7 +38,8 @@ def timestep_embedding(t: jax.Array, dim: int) -> jax.Array:
     half = dim // 2
     if half < 2:
         raise ValueError(f"dim must be at least 4, got {dim}")
-    frequencies = np.exp(-np.log(10000) * np.arange(half) / (half - 1)).astype(np.float32)
+    frequencies = np.exp(-np.log(10000) * np.arange(half) / (half - endpoint)).astype(np.float32)
     angles = t.astype(jnp.float32)[:, None] * frequencies[None, :]
-    embedding = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
+    parts = [jnp.sin(angles), jnp.cos(angles)]
+    embedding = jnp.concatenate(parts[::-1] if cosine_first else parts, axis=-1)
     return jnp.pad(embedding, ((0, 0), (0, dim % 2)))

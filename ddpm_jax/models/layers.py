@@ -1,9 +1,10 @@
-"""The blocks of the DDPM U-Net: res block, self attention, down- and upsampling.
+"""The blocks of the U-Nets: res block, self attention, down- and upsampling.
 
 Images are [B, H, W, C]. `dtype` is that of convolutions and matrix products; parameters, group norm and softmax
 are float32 whatever it is.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
@@ -21,18 +22,19 @@ conv3x3 = partial(nn.Conv, kernel_size=(3, 3), padding="SAME", kernel_init=init)
 
 
 class GroupNorm(nn.Module):
-    """scale * (x - mean) / sqrt(variance + 1e-6) + bias, mean and variance over a group of C / num_groups channels.
+    """scale * (x - mean) / sqrt(variance + eps) + bias, mean and variance over a group of C / num_groups channels.
 
-    Computed in float32, returned in the dtype of x.
+    x is [B, ..., C]. Computed in float32, returned in the dtype of x.
 
-    Source: Wu and He 2018 (arXiv:1803.08494), eq. 1; the epsilon is that of Ho et al.'s code.
+    Source: Wu and He 2018 (arXiv:1803.08494), eq. 1; the default eps is that of Ho et al.'s code.
     """
 
     num_groups: int
+    eps: float = 1e-6
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        batch, height, width, channels = x.shape
+        batch, channels = x.shape[0], x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)[None]
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)[None, None]
         size = channels // self.num_groups
@@ -43,9 +45,9 @@ class GroupNorm(nn.Module):
             groups = y.mean(axis=1).reshape(batch, self.num_groups, size).mean(axis=-1)
             return jnp.repeat(groups, size, axis=-1)
 
-        y = x.reshape(batch, height * width, channels).astype(jnp.float32)
+        y = x.reshape(batch, -1, channels).astype(jnp.float32)
         y = y - mean(y)[:, None]
-        y = y * (lax.rsqrt(mean(y * y) + 1e-6) * scale)[:, None] + bias
+        y = y * (lax.rsqrt(mean(y * y) + self.eps) * scale)[:, None] + bias
         return y.reshape(x.shape).astype(x.dtype)
 
 
@@ -77,20 +79,41 @@ def dropout(x: jax.Array, keys: jax.Array, rate: float) -> jax.Array:
 class ResBlock(nn.Module):
     """shortcut(x) + conv(dropout(silu(norm(conv(silu(norm(x))) + dense(silu(temb)))))).
 
-    Source: Ho et al. 2020 (arXiv:2006.11239), appendix B.
+    With scale_shift the embedding enters after the second norm, norm(h) * (1 + scale) + shift, where
+    (scale, shift) = dense(silu(temb)). With resample, x and silu(norm(x)) are resampled before they go on.
+    Without temb there is no time in the block.
+
+    Source: Ho et al. 2020 (arXiv:2006.11239), appendix B; scale_shift: Nichol and Dhariwal 2021 (arXiv:2102.09672),
+    appendix A; resample: Dhariwal and Nichol 2021 (arXiv:2105.05233), section 3, as in BigGAN.
     """
 
     channels: int
     num_groups: int
     dropout: float
     dtype: Dtype
+    eps: float = 1e-6
+    scale_shift: bool = False
+    resample: Callable[[jax.Array], jax.Array] | None = None
 
     @nn.compact
-    def __call__(self, x: jax.Array, temb: jax.Array, dropout_keys: jax.Array | None) -> jax.Array:
-        h = nn.silu(GroupNorm(self.num_groups, name="norm_1")(x))
+    def __call__(self, x: jax.Array, temb: jax.Array | None, dropout_keys: jax.Array | None) -> jax.Array:
+        h = nn.silu(GroupNorm(self.num_groups, self.eps, name="norm_1")(x))
+        if self.resample is not None:
+            h, x = self.resample(h), self.resample(x)
         h = conv3x3(self.channels, dtype=self.dtype, name="conv_1")(h)
-        h = h + Dense(self.channels, dtype=self.dtype, name="time_projection")(nn.silu(temb))[:, None, None]
-        h = nn.silu(GroupNorm(self.num_groups, name="norm_2")(h))
+        norm = GroupNorm(self.num_groups, self.eps, name="norm_2")
+        if temb is None:
+            h = norm(h)
+        else:
+            width = 2 * self.channels if self.scale_shift else self.channels
+            temb = Dense(width, dtype=self.dtype, name="time_projection")(nn.silu(temb))[:, None, None]
+            if self.scale_shift:
+                # In float32, rounded once: in bfloat16 this line alone would add a quarter to the network's error.
+                scale, shift = jnp.split(temb.astype(jnp.float32), 2, axis=-1)
+                h = (norm(h.astype(jnp.float32)) * (1 + scale) + shift).astype(h.dtype)
+            else:
+                h = norm(h + temb)
+        h = nn.silu(h)
         if dropout_keys is not None:
             h = dropout(h, dropout_keys, self.dropout)
         h = conv3x3(self.channels, dtype=self.dtype, kernel_init=near_zero_init, name="conv_2")(h)
@@ -99,25 +122,52 @@ class ResBlock(nn.Module):
         return x + h
 
 
-class Attention(nn.Module):
-    """x + out(softmax(q k^T / sqrt(C)) v) over the H * W positions, one head; q, k, v from norm(x).
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, num_heads: int) -> jax.Array:
+    """softmax(q_h k_h^T / sqrt(D)) v_h for each head h, the heads side by side in the last axis.
 
-    Source: Vaswani et al. 2017 (arXiv:1706.03762), eq. 1, placed as in Ho et al. 2020, appendix B.
+    Source: Vaswani et al. 2017 (arXiv:1706.03762), eq. 1 and section 3.2.2.
+
+    Args:
+      q: [B, N, num_heads D].
+      k, v: [B, M, num_heads D].
+
+    Returns:
+      [B, N, num_heads D] in the dtype of q.
+
+    Raises:
+      ValueError: the last axis does not divide into num_heads. Raised while tracing.
+    """
+    if q.shape[-1] % num_heads:
+        raise ValueError(f"width {q.shape[-1]} is not divisible by num_heads {num_heads}")
+    # Heads become part of the batch: one head then costs, and rounds, as if heads did not exist.
+    q, k, v = (jnp.moveaxis(x.reshape(*x.shape[:2], num_heads, -1), 2, 1) for x in (q, k, v))
+    batch, width = q.shape[:2], q.shape[-1]
+    q, k, v = (x.reshape(-1, *x.shape[2:]) for x in (q, k, v))
+    logits = jnp.einsum("bqd,bkd->bqk", q, k).astype(jnp.float32) * width**-0.5
+    y = jnp.einsum("bqk,bkd->bqd", nn.softmax(logits).astype(q.dtype), v).reshape(*batch, -1, width)
+    return jnp.moveaxis(y, 1, 2).reshape(batch[0], -1, num_heads * width)
+
+
+class Attention(nn.Module):
+    """x + out(attention(query(h), key(h), value(h))) over the H * W positions, h = norm(x), or x without a norm.
+
+    Source: Vaswani et al. 2017 (arXiv:1706.03762), eq. 1, placed as in Ho et al. 2020 (arXiv:2006.11239), appendix B.
     """
 
-    num_groups: int
+    num_groups: int | None
     dtype: Dtype
+    eps: float = 1e-6
+    num_heads: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         batch, height, width, channels = x.shape
-        h = GroupNorm(self.num_groups, name="norm")(x).reshape(batch, height * width, channels)
+        h = x if self.num_groups is None else GroupNorm(self.num_groups, self.eps, name="norm")(x)
+        h = h.reshape(batch, height * width, channels)
         q = Dense(channels, dtype=self.dtype, name="query")(h)
         k = Dense(channels, dtype=self.dtype, name="key")(h)
         v = Dense(channels, dtype=self.dtype, name="value")(h)
-        logits = jnp.einsum("bqc,bkc->bqk", q, k).astype(jnp.float32) * channels**-0.5
-        weights = nn.softmax(logits).astype(self.dtype)
-        h = jnp.einsum("bqk,bkc->bqc", weights, v)
+        h = attend(q, k, v, self.num_heads)
         h = Dense(channels, dtype=self.dtype, kernel_init=near_zero_init, name="out")(h)
         return x + h.reshape(x.shape)
 
@@ -127,3 +177,9 @@ def upsample_nearest(x: jax.Array) -> jax.Array:
     batch, height, width, channels = x.shape
     y = jnp.broadcast_to(x[:, :, None, :, None], (batch, height, 2, width, 2, channels))
     return y.reshape(batch, 2 * height, 2 * width, channels)
+
+
+def average_pool(x: jax.Array) -> jax.Array:
+    """y[:, i, j] = mean of x[:, 2 i : 2 i + 2, 2 j : 2 j + 2], of size [B, H / 2, W / 2, C]."""
+    batch, height, width, channels = x.shape
+    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))

@@ -1,58 +1,71 @@
-"""The U-Net of DDPM.
+"""The U-Net of DDPM, IDDPM and ADM.
 
-x_t [B, H, W, C] and t [B] go in, an image [B, H, W, out_channels] comes out. Level l works at H / 2^l with
-channels * channel_multipliers[l] channels; down_l, up_l in the parameter names are that l, 0 being the finest.
+x_t [B, H, W, C] and t [B] go in, an image [B, H, W, out_channels] comes out.
 """
 
-from collections.abc import Iterator, Sequence
-from itertools import count, repeat
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.typing import Dtype
 
-from .embeddings import timestep_embedding
-from .layers import Attention, Dense, GroupNorm, ResBlock, conv3x3, near_zero_init, upsample_nearest
+from ddpm_jax.names import unknown
+
+from .encoder import Blocks, Encoder, each
+from .layers import GroupNorm, conv3x3, near_zero_init, upsample_nearest
+from .transformer import SpatialTransformer
 
 
-class UNet(nn.Module):
-    """model(x_t, t): eps, x_0 or v, as it was trained. The U-Net of DDPM.
+class UNet(Encoder):
+    """model(x_t, t, y=..., low_res=..., concat=...): eps, x_0 or v, as it was trained, and a variance if learned.
 
-    With the defaults and 32x32x3 images it has 35,746,307 parameters: the paper's CIFAR-10 network.
+    With the defaults and 32x32x3 images it has 35,746,307 parameters: DDPM's CIFAR-10 network. Layers start as
+    Ho et al.'s do, whatever the settings.
 
-    Source: Ho et al. 2020 (arXiv:2006.11239), appendix B.
+    Source: Ho et al. 2020 (arXiv:2006.11239), appendix B; Nichol and Dhariwal 2021 (arXiv:2102.09672), section 3.1
+    and appendix A; Dhariwal and Nichol 2021 (arXiv:2105.05233), section 3.
 
-    Attributes:
-      channels: width at level 0; the time embedding has 4 times as many.
-      channel_multipliers: width of each level in units of `channels`.
-      num_res_blocks: res blocks per level on the way down; one more on the way up.
-      attention_resolutions: image heights at which every res block is followed by self attention.
-      dropout: rate inside the res blocks, when train.
-      out_channels: channels of the output.
-      num_groups: groups of every group norm.
-      dtype: of convolutions and matrix products. Parameters, norms, softmax, the last convolution and the output
-        are float32.
+    Attributes, besides those of Encoder:
+      num_heads_upsample: heads of the attention blocks on the way up; None for num_heads.
+      upsample: "conv" (nearest, then a convolution), "nearest" or "resblock" (inside one more res block); or a
+        sequence with one of these per step between levels, the finest first.
+      num_classes: labels y [B] in [0, num_classes) are embedded and added to the embedding of time.
+      class_embed_type: instead, what y is: "timestep" (y [B] float is embedded as t is) or "identity" (y is an
+        embedding [B, 4 channels]); None with num_classes or without y.
+      transformer_depth: blocks of the spatial transformer that stands wherever self attention would, and attends to a
+        context too, as in latent diffusion; 0 for self attention.
+      center_input_sample: images in [0, 1] go in; the network sees 2 x_t - 1.
     """
 
-    channels: int = 128
-    channel_multipliers: Sequence[int] = (1, 2, 2, 2)
-    num_res_blocks: int = 2
-    attention_resolutions: Sequence[int] = (16,)
-    dropout: float = 0.1
-    out_channels: int = 3
-    num_groups: int = 32
-    dtype: Dtype = jnp.float32
+    num_heads_upsample: int | None = None
+    upsample: str | Sequence[str] = "conv"
+    num_classes: int | None = None
+    class_embed_type: str | None = None
+    transformer_depth: int = 0
+    center_input_sample: bool = False
 
     @nn.compact
     def __call__(
-        self, x_t: jax.Array, t: jax.Array, *, train: bool = False, dropout_keys: jax.Array | None = None
+        self,
+        x_t: jax.Array,
+        t: jax.Array,
+        *,
+        y: jax.Array | None = None,
+        context: jax.Array | None = None,
+        low_res: jax.Array | None = None,
+        concat: jax.Array | None = None,
+        train: bool = False,
+        dropout_keys: jax.Array | None = None,
     ) -> jax.Array:
         """The network's output at x_t and time t.
 
         Args:
           x_t: [B, H, W, C] noisy images.
           t: [B] float, the model's time.
+          y: the class: see num_classes and class_embed_type. A label of num_classes or more gives NaN.
+          context: [B, M, D], for example M tokens of a text; with transformer_depth, and only then.
+          low_res: [B, h, w, K] images to be upsampled: resized bilinearly to H x W and appended to the channels.
+          concat: [B, H, W, K] images appended to the channels, as a mask and the image outside it for in-painting.
           train: whether dropout is on.
           dropout_keys: [B] random keys. The masks of example i depend on dropout_keys[i] only, whatever else is
             in the batch. If None and train, rngs={"dropout": key} is split into B keys.
@@ -61,78 +74,99 @@ class UNet(nn.Module):
           [B, H, W, out_channels] float32.
 
         Raises:
-          ValueError: a wrong shape, or settings that do not fit it. Raised while tracing.
+          ValueError: a wrong shape, settings that do not fit it or each other, a class where none is expected or
+            none where one is. Raised while tracing.
         """
-        self._check(x_t, t, dropout_keys)
-        keys = self._block_keys(len(x_t), train, dropout_keys)
-        temb = Dense(4 * self.channels, dtype=self.dtype, name="time_1")(timestep_embedding(t, self.channels))
-        temb = Dense(4 * self.channels, dtype=self.dtype, name="time_2")(nn.silu(temb))
-
-        def res(h: jax.Array, level: int, name: str) -> jax.Array:
-            width = self.channels * self.channel_multipliers[level]
-            return ResBlock(width, self.num_groups, self.dropout, self.dtype, name=name)(h, temb, next(keys))
-
-        def attention(h: jax.Array, name: str) -> jax.Array:
-            return Attention(self.num_groups, self.dtype, name=name)(h)
-
-        def stage(h: jax.Array, level: int, way: str, i: int) -> jax.Array:
-            h = res(h, level, f"{way}_{level}_res_{i}")
-            return attention(h, f"{way}_{level}_attention_{i}") if h.shape[1] in self.attention_resolutions else h
-
-        levels = range(len(self.channel_multipliers))
-        h = conv3x3(self.channels, dtype=self.dtype, name="conv_in")(x_t)
-        skips = [h]
-        for level in levels:
-            for i in range(self.num_res_blocks):
-                h = stage(h, level, "down", i)
-                skips.append(h)
-            if level != levels[-1]:
-                # "SAME" pads an even image at the bottom and right only, as TensorFlow does.
-                h = conv3x3(h.shape[-1], strides=2, dtype=self.dtype, name=f"down_{level}_downsample")(h)
-                skips.append(h)
-
-        h = res(h, -1, "mid_res_0")
-        h = attention(h, "mid_attention")
-        h = res(h, -1, "mid_res_1")
-
-        for level in reversed(levels):
-            for i in range(self.num_res_blocks + 1):
-                h = stage(jnp.concatenate([h, skips.pop()], axis=-1), level, "up", i)
-            if level != 0:
-                h = conv3x3(h.shape[-1], dtype=self.dtype, name=f"up_{level}_upsample")(upsample_nearest(h))
-
-        h = nn.silu(GroupNorm(self.num_groups, name="norm_out")(h.astype(jnp.float32)))
+        self.check_inputs(x_t, t, dropout_keys)
+        self._check_class(len(x_t), y)
+        keys = self.block_keys(len(x_t), train, dropout_keys)
+        temb = self.embed_time(t)
+        if y is not None:
+            temb = temb + self._embed_class(y).astype(temb.dtype)
+        blocks = self.attend_to(context, self.blocks(temb, keys))
+        h = self.decode(self.condition(x_t, low_res, concat), blocks)
+        h = nn.silu(GroupNorm(self.num_groups, self.norm_eps, name="norm_out")(h.astype(jnp.float32)))
         return conv3x3(self.out_channels, dtype=jnp.float32, kernel_init=near_zero_init, name="conv_out")(h)
 
-    def _block_keys(
-        self, batch: int, train: bool, dropout_keys: jax.Array | None
-    ) -> Iterator[jax.Array] | Iterator[None]:
-        """[B] dropout keys for one res block after the other, or None for each where there is no dropout."""
-        if not train or self.dropout == 0:
-            return repeat(None)
-        keys = jax.random.split(self.make_rng("dropout"), batch) if dropout_keys is None else dropout_keys
-        fold_in = jax.vmap(jax.random.fold_in, in_axes=(0, None))
-        return (fold_in(keys, block) for block in count())
+    def condition(self, x_t: jax.Array, low_res: jax.Array | None, concat: jax.Array | None) -> jax.Array:
+        """The channels the first convolution sees: x_t, low_res at its size, concat."""
+        x = [2 * x_t - 1 if self.center_input_sample else x_t]
+        if low_res is not None:
+            sizes = zip(low_res.shape[1:3], x_t.shape[1:3], strict=True)
+            if low_res.ndim != 4 or len(low_res) != len(x_t) or any(low > high for low, high in sizes):
+                raise ValueError(f"low_res must be [B, h, w, K], no larger than x_t {x_t.shape}, got {low_res.shape}")
+            x.append(jax.image.resize(low_res, (*x_t.shape[:3], low_res.shape[-1]), "bilinear"))
+        if concat is not None:
+            if concat.shape[:-1] != x_t.shape[:-1]:
+                raise ValueError(f"concat must be [B, H, W, K] like x_t {x_t.shape}, got {concat.shape}")
+            x.append(concat)
+        return jnp.concatenate(x, axis=-1)
 
-    def _check(self, x_t: jax.Array, t: jax.Array, dropout_keys: jax.Array | None) -> None:
-        if x_t.ndim != 4:
-            raise ValueError(f"x_t must be [B, H, W, C], got shape {x_t.shape}")
-        if t.shape != x_t.shape[:1] or not jnp.issubdtype(t.dtype, jnp.floating):
-            raise ValueError(f"t must be [B] float with B = {x_t.shape[0]}, got {t.dtype}{list(t.shape)}")
-        if dropout_keys is not None and dropout_keys.shape[:1] != x_t.shape[:1]:
-            raise ValueError(f"dropout_keys must be [B] with B = {x_t.shape[0]}, got {list(dropout_keys.shape)}")
-        if not self.channel_multipliers or min(self.channel_multipliers) < 1:
-            raise ValueError(f"channel_multipliers must be positive integers, got {self.channel_multipliers}")
-        if self.num_res_blocks < 1:
-            raise ValueError(f"num_res_blocks must be at least 1, got {self.num_res_blocks}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must lie in [0, 1), got {self.dropout}")
-        if self.channels % self.num_groups:
-            raise ValueError(f"channels {self.channels} is not divisible by num_groups {self.num_groups}")
-        height, width = x_t.shape[1:3]
-        factor = 2 ** (len(self.channel_multipliers) - 1)
-        if height % factor or width % factor:
-            raise ValueError(f"H and W must be divisible by {factor}, got {height} x {width}")
-        heights = [height >> level for level in range(len(self.channel_multipliers))]
-        if not set(self.attention_resolutions) <= set(heights):
-            raise ValueError(f"attention_resolutions {self.attention_resolutions} are not all among {heights}")
+    @nn.nowrap
+    def attend_to(self, context: jax.Array | None, blocks: Blocks) -> Blocks:
+        """The blocks with spatial transformers in place of self attention, if this network has them."""
+        if self.transformer_depth < 0:
+            raise ValueError(f"transformer_depth must be at least 0, got {self.transformer_depth}")
+        if (context is not None) != (self.transformer_depth > 0):
+            got = "none" if context is None else f"shape {context.shape}"
+            raise ValueError(f"context goes with transformer_depth > 0, got {got} and {self.transformer_depth}")
+        if context is None:
+            return blocks
+        transformer = nn.remat(SpatialTransformer) if self.remat else SpatialTransformer
+
+        def attention(h: jax.Array, num_heads: int, name: str) -> jax.Array:
+            block = transformer(num_heads, self.transformer_depth, self.num_groups, self.dtype, name=name)
+            return block(h, context)
+
+        return blocks._replace(attention=attention)
+
+    def decode(self, x: jax.Array, blocks: Blocks) -> jax.Array:
+        """The way down, the middle and the way up, up to the last norm."""
+        skips = self.down(x, blocks)
+        h = self.middle(skips[-1], blocks)
+        num_heads = self.num_heads if self.num_heads_upsample is None else self.num_heads_upsample
+        for level in reversed(self.levels):
+            for i in range(self.num_res_blocks + 1):
+                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = self.stage(h, blocks, level, f"up_{level}_{{}}_{i}", num_heads)
+            if level != 0:
+                h = self._double(h, blocks, level)
+        return h
+
+    def _double(self, h: jax.Array, blocks: Blocks, level: int) -> jax.Array:
+        name, kind = f"up_{level}_upsample", each(self.upsample, level - 1)
+        if kind == "resblock":
+            return blocks.res(h, h.shape[-1], name, upsample_nearest)
+        h = upsample_nearest(h)
+        return h if kind == "nearest" else conv3x3(h.shape[-1], dtype=self.dtype, name=name)(h)
+
+    def _embed_class(self, y: jax.Array) -> jax.Array:
+        if self.class_embed_type == "identity":
+            return y
+        if self.class_embed_type == "timestep":
+            return self.embed(y, "class")
+        assert self.num_classes is not None
+        # N(0, 1), as every embedding table of PyTorch: of the size the time embedding's sinusoids have.
+        table = nn.Embed(
+            self.num_classes, 4 * self.channels, embedding_init=nn.initializers.normal(1.0), name="class_embedding"
+        )
+        return table(y)
+
+    def check_settings(self) -> None:
+        super().check_settings()
+        self.check_resampling("upsample", self.upsample, ("conv", "nearest", "resblock"))
+        if self.class_embed_type not in (None, "timestep", "identity"):
+            raise unknown("class_embed_type", str(self.class_embed_type), ("timestep", "identity"))
+        if self.class_embed_type is not None and self.num_classes is not None:
+            raise ValueError(f"class_embed_type {self.class_embed_type!r} excludes num_classes {self.num_classes}")
+
+    def _check_class(self, batch: int, y: jax.Array | None) -> None:
+        if self.num_classes is None and self.class_embed_type is None:
+            if y is not None:
+                raise ValueError("y was given to a model without classes: set num_classes or class_embed_type")
+            return
+        shape = (batch, 4 * self.channels) if self.class_embed_type == "identity" else (batch,)
+        kind = jnp.integer if self.class_embed_type is None else jnp.floating
+        if y is None or y.shape != shape or not jnp.issubdtype(y.dtype, kind):
+            got = "none" if y is None else f"{y.dtype}{list(y.shape)}"
+            raise ValueError(f"y must be {kind.__name__} {list(shape)}, got {got}")

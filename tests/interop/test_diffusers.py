@@ -1,119 +1,95 @@
-"""The U-Net with diffusers' weights: output, gradients, and the way there and back."""
+"""The U-Net with the weights of diffusers and of ermongroup/ddim: output, gradients, and the way there and back."""
 
-import json
-import re
+import math
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
-from ddpm_jax.interop import ddim, diffusers
-from tests.helpers import relative
+from ddpm_jax.interop import ddim, diffusers, layers
+from tests.helpers import relative_rms
+from tests.interop.golden_networks import check, check_every_misfit_is_listed, check_there_and_back, load, nhwc
 
+UNET2D = (diffusers.unet_from_config, diffusers.unet2d_to_params, diffusers.params_to_unet2d)
 NETWORKS = {
-    "unet2d_ddpm_pad0": (diffusers.unet_from_config, diffusers.unet2d_to_params, diffusers.params_to_unet2d),
+    "unet2d_ddpm_pad0": UNET2D,
+    "unet2d_pad1_class_scaleshift": UNET2D,
+    "unet2d_resnet_updown": UNET2D,
     "ddim_model": (ddim.unet_from_config, ddim.ddim_to_params, ddim.params_to_ddim),
 }
 
-# Parameters with a gradient of exactly zero: both implementations return the rounding noise of a sum that cancels.
-# A key bias b adds q . b to all logits of a query, which softmax ignores. And the stored ddim network has groups of
-# one channel, so norms remove whatever is constant over a channel's image: the biases and times just before them.
+# Parameters with a gradient of exactly zero. A key bias b adds q . b to all logits of a query, which softmax ignores.
+# And the stored ddim network has groups of one channel, so norms remove whatever is constant over a channel's image:
+# the biases and times just before them.
 NO_GRADIENT = {
-    "unet2d_ddpm_pad0": r"to_k\.bias",
     "ddim_model": r"\.k\.bias|conv1\.bias|temb|up\.0\.block\.1\.(conv2|nin_shortcut)\.bias",
 }
 
 
 @pytest.fixture(params=NETWORKS, scope="module")
 def network(request, shared_golden):
-    """(arrays, meta, weights, the three functions) of one stored network."""
-    path = shared_golden / "networks" / request.param
-    with np.load(path.with_suffix(".npz"), allow_pickle=False) as file:
-        arrays = {key: file[key] for key in file.files if key != "meta"}
-        meta = json.loads(str(file["meta"]))
-    return arrays, meta, load_file(path.with_suffix(".safetensors")), NETWORKS[request.param]
+    """(arrays, meta, weights, model, to_params, to_state_dict) of one stored network."""
+    arrays, meta, weights = load(shared_golden, request.param)
+    from_config, to_params, to_state_dict = NETWORKS[request.param]
+    config = meta["config"]
+    model, to_params = from_config(config), partial(to_params, config=config)
+    return arrays, meta, weights, model, to_params, partial(to_state_dict, config=config)
 
 
-def nhwc(images):
-    return jnp.asarray(images.transpose(0, 2, 3, 1))
+def conditioning(arrays, model):
+    if "in.y" not in arrays:
+        return {}
+    return {"y": jnp.asarray(arrays["in.y"], jnp.int32 if model.num_classes else jnp.float32)}
 
 
 def test_output_and_gradients(network, request, highest):
     """float32 against PyTorch's float32, relative to the largest entry of each array."""
-    arrays, meta, weights, (unet_from_config, to_params, to_state_dict) = network
-    model, params = unet_from_config(meta["config"]), to_params(weights, meta["config"])
-    t, cotangent = jnp.asarray(arrays["in.t"], jnp.float32), nhwc(arrays["cotangent"])
-
-    def loss(params, x_t):
-        output = model.apply({"params": params}, x_t, t)
-        return jnp.mean(output * cotangent), output
-
-    gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))
-    (value, output), (grad_params, grad_x) = gradient(params, nhwc(arrays["in.x"]))
-    assert relative(output, nhwc(arrays["out.sample"])) < 1e-4
-    assert relative(grad_x, nhwc(arrays["grad.in.x"])) < 1e-4
-    np.testing.assert_allclose(value, arrays["loss"], rtol=1e-4)
-
-    grads = to_state_dict(grad_params, meta["config"])
-    total = np.sqrt(sum(np.sum(grad.astype(np.float64) ** 2) for grad in grads.values()))
-    np.testing.assert_allclose(total, arrays["grad_global_norm"], rtol=1e-4)
-    no_gradient = re.compile(NO_GRADIENT[request.node.callspec.params["network"]])
-    for name, expected in zip(meta["param_names"], arrays["grad_norms"], strict=True):
-        actual = np.linalg.norm(grads[name].astype(np.float64))
-        if no_gradient.search(name):
-            assert max(actual, expected) < 1e-6 * total, name
-            continue
-        np.testing.assert_allclose(actual, expected, rtol=1e-4, err_msg=name)
-        if f"grad.param.{name}" in arrays:
-            assert relative(grads[name], arrays[f"grad.param.{name}"]) < 1e-4, name
+    arrays, meta, weights, model, to_params, to_state_dict = network
+    t, given = jnp.asarray(arrays["in.t"], jnp.float32), conditioning(arrays, model)
+    check(
+        lambda params, x_t: model.apply({"params": params}, x_t, t, **given),
+        to_params(weights),
+        to_state_dict,
+        arrays,
+        meta,
+        output="sample",
+        no_gradient=NO_GRADIENT.get(request.node.callspec.params["network"], r"to_k\.bias"),
+    )
 
 
 def test_bfloat16_is_close_to_float32(network):
-    arrays, meta, weights, (unet_from_config, to_params, _) = network
-    model = replace(unet_from_config(meta["config"]), dtype=jnp.bfloat16)
-    params, t = to_params(weights, meta["config"]), jnp.asarray(arrays["in.t"], jnp.float32)
-    output = jax.jit(model.apply)({"params": params}, nhwc(arrays["in.x"]), t)
-    assert relative(output, nhwc(arrays["out.sample"])) < 2e-2
+    arrays, _, weights, model, to_params, _ = network
+    t = jnp.asarray(arrays["in.t"], jnp.float32)
+    low = jax.jit(replace(model, dtype=jnp.bfloat16).apply)
+    output = low({"params": to_params(weights)}, nhwc(arrays["in.x"]), t, **conditioning(arrays, model))
+    # The typical error, 1.2 to 1.9 % measured: 2^-9 for each rounding, some ten layers in a row. The largest of the
+    # hundreds of errors is that of an outlier, up to 2.2 % of the largest output.
+    assert 1e-3 < relative_rms(output, nhwc(arrays["out.sample"])) < 2e-2
 
 
 def test_there_and_back(network):
-    _, meta, weights, (_, to_params, to_state_dict) = network
-    back = to_state_dict(to_params(weights, meta["config"]), meta["config"])
-    assert back.keys() == weights.keys()
-    for name, array in weights.items():
-        np.testing.assert_array_equal(back[name], array, err_msg=name)
+    _, _, weights, _, to_params, to_state_dict = network
+    check_there_and_back(to_params, to_state_dict, weights)
 
 
 def test_every_misfit_is_listed(network):
-    _, meta, weights, (_, to_params, to_state_dict) = network
-    changed = dict(weights)
-    del changed["conv_in.bias"]
-    changed["conv_out.weight"] = changed["conv_out.weight"][:2]
-    changed["another.weight"] = np.zeros(3, np.float32)
-    with pytest.raises(ValueError, match="fit") as error:
-        to_params(changed, meta["config"])
-    for part in ("missing conv_in.bias", "left over another.weight", "conv_out.weight is [2, "):
-        assert part in str(error.value)
-
-    params = to_params(weights, meta["config"])
-    del params["norm_out"]
-    with pytest.raises(ValueError, match=r"missing norm_out/(bias|scale).*missing norm_out/"):
-        to_state_dict(params, meta["config"])
+    _, _, weights, _, to_params, to_state_dict = network
+    check_every_misfit_is_listed(
+        to_params, to_state_dict, weights, removed="conv_in.bias", cut="conv_out.weight", layer="norm_out"
+    )
 
 
 def test_attention_names_of_older_diffusers(shared_golden):
-    path = shared_golden / "networks" / "unet2d_ddpm_pad0"
-    config = json.loads(str(np.load(path.with_suffix(".npz"))["meta"]))["config"]
-    weights = load_file(path.with_suffix(".safetensors"))
+    _, meta, weights = load(shared_golden, "unet2d_ddpm_pad0")
     old = weights
-    for new_name, old_name in {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value."}.items():
+    names = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
+    for new_name, old_name in names.items():
         old = {name.replace(new_name, old_name): array for name, array in old.items()}
-    old = {name.replace(".to_out.0.", ".proj_attn."): array for name, array in old.items()}
     assert old.keys() != weights.keys()
-    left, right = diffusers.unet2d_to_params(old, config), diffusers.unet2d_to_params(weights, config)
+    left, right = (diffusers.unet2d_to_params(weights, meta["config"]) for weights in (old, weights))
     jax.tree.map(np.testing.assert_array_equal, left, right)
 
 
@@ -137,24 +113,33 @@ CIFAR10 = {
 
 def test_config_of_the_cifar10_checkpoint_is_the_default_network():
     model = diffusers.unet_from_config(CIFAR10 | {"dropout": 0.1})
-    assert model == type(model)()
+    assert model.attention_factors == (2,)  # of any image; the default says 16 of 32
+    assert replace(model, attention_resolutions=(16,), attention_factors=None) == type(model)()
+
+
+def test_defaults_of_diffusers():
+    """UNet2DModel() is a network of 274,056,163 parameters (counted by diffusers 0.42.1 itself)."""
+    shapes = layers.unet_shapes(diffusers.unet_from_config({}), (8, 8, 3))
+    assert sum(math.prod(shape) for shape in shapes.values()) == 274_056_163
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"downsample_padding": 1}, "downsample_padding=1"),
-        ({"norm_eps": 1e-5, "freq_shift": 0}, "freq_shift=0, norm_eps=1e-05"),
-        ({"block_out_channels": [128, 192, 256, 256]}, "block_out_channels="),
-        ({"down_block_types": ["ResnetDownsampleBlock2D"] * 4}, "down_block_types="),
+        ({"act_fn": "mish", "add_attention": False}, "act_fn='mish', add_attention=False"),
+        ({"freq_shift": 2, "downsample_padding": 3}, "downsample_padding=3, freq_shift=2|freq_shift=2, down.*=3"),
+        ({"attn_norm_num_groups": 8}, "attn_norm_num_groups=8"),
+        ({"down_block_types": ["SkipDownBlock2D"] * 4}, "down_block_types="),
+        ({"down_block_types": ["DownBlock2D"] * 3}, "down_block_types="),
         ({"up_block_types": ["UpBlock2D"] * 4}, "up_block_types="),
+        ({"a_setting_of_the_future": 1}, "a_setting_of_the_future=1"),
     ],
 )
 def test_other_configurations_are_refused(change, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match="not a UNet2DModel that is known here: .*(" + message + ")"):
         diffusers.unet_from_config(CIFAR10 | change)
 
 
-def test_ddim_without_resampling_convolutions_is_refused():
-    with pytest.raises(ValueError, match="resamp_with_conv"):
-        ddim.unet_from_config({"resamp_with_conv": False})
+def test_a_first_convolution_of_another_width_is_refused():
+    with pytest.raises(ValueError, match=r"ch_mult must start with 1, got \[2, 2\]"):
+        ddim.unet_from_config({"ch_mult": [2, 2]})
