@@ -20,8 +20,7 @@ Measured:  not run yet
 
 As the paper's released commands: T = 4000, cosine, learned_range, dropout 0.3, three res blocks a level, attention at
 16x16 and 8x8, Adam at 1e-4 without warm-up or clipping, batch 128, EMA 0.9999, no flips; hybrid weighs the bound by
-T / 1000. Not as in the paper: its network has four attention heads and the time enters as scale and shift of a norm,
-and is told t 1000 / T rather than t. This U-Net has one head, adds the time, and is told t.
+T / 1000. One difference: the network is told t, there t 1000 / T.
 """
 
 from dataclasses import replace
@@ -47,6 +46,12 @@ config = Config(
         attention_resolutions=(16, 8),
         dropout=0.3,
         num_groups=32,
+        norm_eps=1e-5,
+        num_heads=4,
+        scale_shift_norm=True,
+        downsample_padding=1,
+        time_cosine_first=True,
+        time_endpoint=False,
     ),
     objective=ObjectiveConfig(loss="hybrid", variance="learned_range"),
     optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=0, decay_steps=None, clip_norm=None, ema_decay=0.9999),

@@ -20,8 +20,8 @@ Expect:    paper, table 1, bits/dim and FID:
            3.53 was confirmed by a second source; the others are quoted from memory.
 Measured:  not run yet
 
-As the paper's released commands but for the network's heads, norms and time: see iddpm_cifar10.py, from which this
-differs in the data, in the widths (1, 2, 3, 4), in having no dropout, and in its length.
+As the paper's released commands, but for one difference that iddpm_cifar10.py states, from which this differs in the
+data, in the widths (1, 2, 3, 4), in having no dropout, and in its length.
 """
 
 from dataclasses import replace

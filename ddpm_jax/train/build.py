@@ -1,5 +1,6 @@
 """From a configuration to the objects it names."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -26,17 +27,9 @@ def make_model(config: Config, image_shape: tuple[int, int, int]) -> UNet:
     Raises:
       ValueError: settings that do not fit each other or the images.
     """
-    net = config.model
-    model = UNet(
-        channels=net.channels,
-        channel_multipliers=net.channel_multipliers,
-        num_res_blocks=net.num_res_blocks,
-        attention_resolutions=net.attention_resolutions,
-        dropout=net.dropout,
-        out_channels=image_shape[-1] * (2 if config.objective.variance in LEARNED else 1),
-        num_groups=net.num_groups,
-        dtype=jnp.dtype(net.dtype),
-    )
+    settings = dataclasses.asdict(config.model)
+    out_channels = image_shape[-1] * (2 if config.objective.variance in LEARNED else 1)
+    model = UNet(**settings | {"out_channels": out_channels, "dtype": jnp.dtype(config.model.dtype)})
     params_template(model, image_shape)
     return model
 

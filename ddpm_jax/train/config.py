@@ -40,7 +40,7 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The U-Net; output channels are those of the images, twice as many with a learned variance."""
+    """The U-Net, as models.UNet; its output channels are those of the images, twice as many with a learned variance."""
 
     channels: int = 16
     channel_multipliers: tuple[int, ...] = (1, 2)
@@ -48,6 +48,19 @@ class ModelConfig:
     attention_resolutions: tuple[int, ...] = (4,)
     dropout: float = 0.0
     num_groups: int = 8
+    norm_eps: float = 1e-6
+    num_heads: int = 1
+    num_head_channels: int | None = None
+    """Channels of each attention head, instead of num_heads."""
+    scale_shift_norm: bool = False
+    """Whether time scales and shifts a norm instead of being added."""
+    downsample: Literal["conv", "pool", "resblock"] = "conv"
+    downsample_padding: Literal[0, 1] = 0
+    upsample: Literal["conv", "nearest", "resblock"] = "conv"
+    time_cosine_first: bool = False
+    time_endpoint: bool = True
+    remat: bool = False
+    """Compute blocks again in the backward pass rather than keep what is inside them."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of convolutions and matrix products; parameters, norms and loss are float32."""
 
