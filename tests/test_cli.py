@@ -147,6 +147,8 @@ def test_the_picture_shows_the_samples(run, tmp_path):
         ("train --objective.variance learned_range", r"'learned_range' is not trained by objective.loss 'simple'"),
         ("train --objective.loss hybrid", r"variance must be one of learned, learned_range, got 'fixed_large'"),
         ("train --objective.loss hybrd", r"'hybrd'.*--objective.loss.*'simple', 'vlb', 'hybrid'"),
+        ("train --objective.loss edm --objective.prediction v", r"must be left at 'eps'.* got 'v' and 'fixed_large'"),
+        ("train --objective.sigma-data 1", r"sigma_data must be .* for .* 'edm', got 1.0 with 'simple'"),
         ("train --objective.vlb-weight 1", r"vlb_weight must be .* for .* 'hybrid', got 1.0 with 'simple'"),
         ("train --objective.weighting minsnr", r"unknown weighting 'minsnr'; did you mean 'min_snr'"),
         ("train --objective.weighting snr --objective.loss vlb", r"weighting is for .* 'simple', got 'snr'"),

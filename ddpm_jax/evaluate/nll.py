@@ -7,6 +7,7 @@ in the order of the images. What was summed is written after every batch with th
 import itertools
 import re
 import zlib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, cast
@@ -20,7 +21,7 @@ from ddpm_jax.evaluate.optimal_grid import CostVariance, optimal_timesteps, step
 from ddpm_jax.evaluate.table import Sums, Table, add, parts, table
 from ddpm_jax.evaluate.vlb import vlb_terms
 from ddpm_jax.models import bind
-from ddpm_jax.process import LEARNED, PredictionType, VarianceType
+from ddpm_jax.process import LEARNED, ModelFn, PredictionType, VarianceType
 from ddpm_jax.samplers.grids import section_timesteps
 from ddpm_jax.schedules import Schedule
 from ddpm_jax.train import build
@@ -107,13 +108,14 @@ def evaluate(
     count = len(source) if num_images is None else num_images
     if not 1 <= count <= len(source):
         raise ValueError(f"num_images must lie in [1, {len(source)}], the images of {split!r}, got {count}")
+    speak = lambda params: build.in_process_terms(config.objective, bind(model, params), schedule)
     settings = Settings(
         step, _crc32(params), config.data.name, split, info.image_shape, count, schedule.num_timesteps,
-        min(batch_size, count), seed, config.objective.prediction, config.objective.variance, config.sample.clip,
+        min(batch_size, count), seed, speak(params)[1], config.objective.variance, config.sample.clip,
     )  # fmt: skip
     folder = workdir / "nll" / _folder_name(settings)
     folder.mkdir(parents=True, exist_ok=True)
-    sums = _sum_over(source, schedule, settings, model, params, folder, report)
+    sums = _sum_over(source, schedule, settings, lambda params: speak(params)[0], params, folder, report)
     by_t = table(schedule, sums)
     summary = {
         "settings": _plain(settings),
@@ -172,7 +174,13 @@ def chosen_split(config: DataConfig, asked: str | None, report: Report) -> str:
 
 
 def _sum_over(
-    source: data.Source, schedule: Schedule, settings: Settings, model: Any, params: Any, folder: Path, report: Report
+    source: data.Source,
+    schedule: Schedule,
+    settings: Settings,
+    model_fn_of: Callable[[Any], ModelFn],
+    params: Any,
+    folder: Path,
+    report: Report,
 ) -> Sums:
     """The sums of all images, from those that are written on."""
     known, size = _plain(settings), settings.batch_size
@@ -181,7 +189,7 @@ def _sum_over(
     @jax.jit
     def terms(params: Any, x_0: jax.Array, key: jax.Array, first_index: jax.Array) -> Any:
         return vlb_terms(
-            bind(model, params), schedule, images.to_float(x_0), key, prediction=settings.prediction,
+            model_fn_of(params), schedule, images.to_float(x_0), key, prediction=settings.prediction,
             variance=settings.variance, clip=settings.clip, first_index=first_index,
         )  # fmt: skip
 

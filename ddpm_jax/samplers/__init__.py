@@ -15,6 +15,7 @@ from ddpm_jax.samplers.denoise import (
     mean_denoiser,
     projected,
     thresholded,
+    x_0_from_edm,
     x_0_from_mean,
 )
 from ddpm_jax.samplers.differentiable import levels_of, table_at
@@ -92,5 +93,6 @@ __all__ = [
     "tcd",
     "thresholded",
     "unipc",
+    "x_0_from_edm",
     "x_0_from_mean",
 ]

@@ -135,6 +135,30 @@ def x_0_from_mean(model_fn: ModelFn, schedule: Schedule) -> ModelFn:
     return x_0
 
 
+def x_0_from_edm(model_fn: ModelFn, schedule: Schedule, sigma_data: float = 0.5) -> ModelFn:
+    """x_0 = c_skip x / alpha + c_out F(c_in x / alpha), from a network F trained by `objectives.edm`.
+
+    For likelihoods; to sample, `edm` knows the noise level of every row and needs no schedule.
+
+    Source: Karras et al. 2022 (arXiv:2206.00364), eq. 7 and table 1.
+
+    Args:
+      model_fn: F.
+      schedule: that of the training, or respaced from it; between two timesteps its tables are interpolated.
+      sigma_data: as in `edm`.
+    """
+
+    def x_0(x: jax.Array, t: jax.Array) -> jax.Array:
+        at = lambda table: jnp.interp(t, schedule.timesteps.astype(t.dtype), table.astype(t.dtype)).astype(x.dtype)
+        keep = (-1,) + (1,) * (x.ndim - 1)
+        alpha, sigma = at(schedule.sqrt_alphas_cumprod), at(schedule.sqrt_one_minus_alphas_cumprod)
+        std = jnp.hypot(sigma, sigma_data * alpha).reshape(keep)
+        sine, cosine = sigma.reshape(keep) / std, sigma_data * alpha.reshape(keep) / std
+        return sigma_data * (cosine * x / std + sine * model_fn(x / std, t))
+
+    return x_0
+
+
 def mean_coefficients(row: Row) -> tuple[jax.Array, jax.Array]:
     """(coef1, coef2) of q_posterior: a row of `ddpm` has X = coef1 x_0 + coef2 x. Read off its normal form."""
     coef2 = row.update[0, -2] / row.sigma

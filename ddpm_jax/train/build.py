@@ -63,7 +63,7 @@ def make_objective(config: ObjectiveConfig, schedule: Schedule) -> Objective:
     Raises:
       ValueError: unknown names; a prediction, a variance and a schedule that do not go together.
     """
-    objective = choose("loss", config.loss, {"simple": _simple, "vlb": _vlb, "hybrid": _hybrid})(config, schedule)
+    objective = choose("loss", config.loss, LOSSES)(config, schedule)
     t = jax.ShapeDtypeStruct((1,), jnp.int32)
     jax.eval_shape(lambda x_0, t: objective(_stand_in(config), x_0, t, x_0), PIXEL, t)
     return objective
@@ -118,6 +118,18 @@ def _hybrid(config: ObjectiveConfig, schedule: Schedule) -> Objective:
     return objective
 
 
+def _edm(config: ObjectiveConfig, schedule: Schedule) -> Objective:
+    loss = functools.partial(objectives.edm, **_sigma_data(config))
+    return lambda model_fn, x_0, t, eps: Losses(loss(model_fn, schedule, x_0, t, eps), {})
+
+
+LOSSES = {"simple": _simple, "vlb": _vlb, "hybrid": _hybrid, "edm": _edm}
+
+
+def _sigma_data(config: ObjectiveConfig) -> dict[str, float]:
+    return {} if config.sigma_data is None else {"sigma_data": config.sigma_data}
+
+
 def make_timestep_sampler(config: ObjectiveConfig, schedule: Schedule) -> timesteps.TimestepSampler:
     return timesteps.make(config.timesteps, schedule, **config.timesteps_arguments)
 
@@ -136,9 +148,21 @@ def check_table(config: ObjectiveConfig, make_denoise: MakeDenoise, table: sampl
 
 def make_denoiser(config: ObjectiveConfig, schedule: Schedule, clip: float | None) -> MakeDenoise:
     """From the network of a run, trained on this schedule, to what samplers call."""
+    if config.loss == "edm":
+        make = functools.partial(samplers.edm, **_sigma_data(config))
+        return make if clip is None else lambda model_fn: samplers.clipped(make(model_fn), clip)
     variance = config.variance if config.variance in LEARNED else "fixed"
     if config.prediction == "x_prev":
         return lambda model_fn: samplers.denoiser(
             samplers.x_0_from_mean(model_fn, schedule), "x_0", clip, variance=variance
         )
     return functools.partial(samplers.denoiser, prediction=config.prediction, clip=clip, variance=variance)
+
+
+def in_process_terms(
+    config: ObjectiveConfig, model_fn: ModelFn, schedule: Schedule
+) -> tuple[ModelFn, process.PredictionType]:
+    """The network of a run as one that process and objectives know, and what that predicts."""
+    if config.loss == "edm":
+        return samplers.x_0_from_edm(model_fn, schedule, **_sigma_data(config)), "x_0"
+    return model_fn, config.prediction

@@ -69,8 +69,9 @@ class ModelConfig:
 class ObjectiveConfig:
     """What the network predicts, the loss it is trained with, and how t is drawn."""
 
-    loss: Literal["simple", "vlb", "hybrid"] = "simple"
-    """Squared error; the variational bound, bits per dimension without its prior; or both, to learn the variance."""
+    loss: Literal["simple", "vlb", "hybrid", "edm"] = "simple"
+    """Squared error; the variational bound, bits per dimension without its prior; both, to learn the variance; or the
+    weighted error of EDM's preconditioned network, which goes with timesteps lognormal."""
     prediction: PredictionType = "eps"
     variance: VarianceType = "fixed_large"
     """Of p(x_{t-1} | x_t), in the loss and in likelihoods; a learned one doubles the network's output channels."""
@@ -84,8 +85,20 @@ class ObjectiveConfig:
     """How t is drawn: a function of ddpm_jax.timesteps."""
     timesteps_arguments: dict[str, float] = field(default_factory=dict)
     """What else it takes, such as history 10."""
+    sigma_data: float | None = None
+    """Standard deviation of the data, in edm; 0.5 by default."""
 
     def __post_init__(self):
+        if self.loss == "edm" and (self.prediction != "eps" or self.variance in LEARNED):
+            raise ValueError(
+                "objective.loss 'edm' has its own prediction: objective.prediction must be left at 'eps' and "
+                f"objective.variance be fixed, got {self.prediction!r} and {self.variance!r}"
+            )
+        if self.sigma_data is not None and (self.loss != "edm" or not self.sigma_data > 0):
+            raise ValueError(
+                "objective.sigma_data must be positive and is for objective.loss 'edm', "
+                f"got {self.sigma_data} with {self.loss!r}"
+            )
         if self.loss == "simple" and self.variance in LEARNED:
             raise ValueError(
                 f"objective.variance {self.variance!r} is not trained by objective.loss 'simple': use 'hybrid' or 'vlb'"

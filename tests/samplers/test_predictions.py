@@ -35,6 +35,27 @@ def network(prediction):
     return model_fn
 
 
+EDM = ObjectiveConfig(loss="edm", sigma_data=0.7)
+
+
+def edm_network():
+    """The opinion of `network` as EDM's network says it: x_0 = c_skip x / alpha + c_out F(c_in x / alpha)."""
+    opinion = network("x_0")
+
+    def model_fn(scaled, t):
+        index = t.astype(jnp.int32)
+        alpha, sigma = (
+            jnp.asarray(np.sqrt(table))[index][:, None]
+            for table in (S.alphas_cumprod_float64, S.one_minus_alphas_cumprod_float64)
+        )
+        std = jnp.sqrt(sigma**2 + (0.7 * alpha) ** 2)
+        x = scaled * std
+        c_skip, c_out = 0.49 * alpha / std**2, 0.7 * sigma / std  # of x = alpha (x / alpha)
+        return (opinion(x, t) - c_skip * x) / c_out
+
+    return model_fn
+
+
 def runner(model_fn, objective, clip):
     """run(table): float64, one compilation for all tables."""
     denoise = build.make_denoiser(objective, S, clip)(model_fn)
@@ -49,6 +70,7 @@ def test_every_sampler_with_every_prediction(x64):
     tables = {name: make_table(name, S, 9) for name in CATALOGUE if name not in LEARNED}
     # Without clipping, what is not finite would be seen.
     runs = {p: runner(network(p), ObjectiveConfig(prediction=p), None) for p in PREDICTIONS}
+    runs["edm"] = runner(edm_network(), EDM, None)
     compared = 0
     for name, table in tables.items():
         found = {p: run(table) for p, run in runs.items()}
@@ -56,10 +78,21 @@ def test_every_sampler_with_every_prediction(x64):
             assert all(np.isfinite(x).all() for x in found.values()), name
             continue
         compared += 1
-        for p in PREDICTIONS[1:]:
+        for p in list(runs)[1:]:
             # The schedule's float32 tables: 6e-8, times up to 1 / alpha = 13.
             assert relative(found[p], found["eps"]) < 5e-5, (name, p)
     assert compared >= 15
+
+
+def test_edm_in_the_terms_of_the_process(x64):
+    """What likelihoods ask a network trained with objectives.edm: the same x_0 at every t."""
+    x_0, t = jax.random.normal(KEY, (200, 3), float), jnp.arange(200)
+    model_fn, prediction = build.in_process_terms(EDM, edm_network(), S)
+    assert prediction == "x_0"
+    time = t.astype(jnp.float32)
+    assert relative(model_fn(x_0, time), network("x_0")(x_0, time)) < 1e-6
+    untouched = network("v")
+    assert build.in_process_terms(ObjectiveConfig(prediction="v"), untouched, S) == (untouched, "v")
 
 
 def test_a_variance_beside_the_mean_stays(x64):

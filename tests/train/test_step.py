@@ -199,6 +199,18 @@ def test_the_loss_of_every_prediction_with_a_weighting(prediction):
     assert metrics["loss"] == pytest.approx(float(jnp.mean(weight * loss)), rel=1e-5)
 
 
+def test_the_loss_of_edm():
+    objective = ObjectiveConfig(loss="edm", sigma_data=0.7, timesteps="lognormal")
+    (before, _), (metrics,) = run(Small(), 1, objective=objective, schedule=SHORT)
+    keys = jax.vmap(lambda b: jax.random.split(jax.random.fold_in(jax.random.fold_in(KEY, 0), b), 3))(jnp.arange(8))
+    sampler = timesteps.lognormal(SHORT)
+    t, _ = sampler.draw((), lambda b: keys[b, 0], jnp.arange(8), 8)
+    x_0, eps = jnp.asarray(images.to_float(BATCH)), jax.vmap(lambda key: jax.random.normal(key, (4, 4, 1)))(keys[:, 1])
+    model_fn = lambda x, t: Small().apply({"params": before.params}, x, t, train=True, dropout_keys=keys[:, 2])
+    loss = objectives.edm(model_fn, SHORT, x_0, t, eps, sigma_data=0.7)
+    assert metrics["loss"] == pytest.approx(float(jnp.mean(loss)), rel=1e-5)
+
+
 def test_warmup_starts_at_zero_and_ema_as_in_the_paper():
     (before, first, second, third), _ = run(Small(), 1, 3)
     same = lambda a, b: all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
