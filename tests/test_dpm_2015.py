@@ -157,6 +157,7 @@ def optax_promotes():
         yield
 
 
+@pytest.mark.slow
 def test_swiss_roll_runs(tmp_path, capsys, optax_promotes):
     found = swiss_roll.main(replace(swiss_roll.smoke, out=tmp_path / "new" / "roll.png"))
     assert (tmp_path / "new" / "roll.png").stat().st_size > 10_000
@@ -168,6 +169,7 @@ def test_swiss_roll_runs(tmp_path, capsys, optax_promotes):
     assert f"minus the entropy {-entropy:10.3f}" in printed and "lost by this network" in printed
 
 
+@pytest.mark.slow
 def test_heartbeat_runs(tmp_path, capsys, optax_promotes):
     found = heartbeat.main(replace(heartbeat.smoke, out=tmp_path / "heartbeat.png"))
     assert (tmp_path / "heartbeat.png").stat().st_size > 10_000

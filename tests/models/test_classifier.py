@@ -59,6 +59,7 @@ def test_adaptive_pool_is_a_linear_map_of_the_mean(highest):
     assert relative(actual, np.stack([expected, expected])) < 1e-5
 
 
+@pytest.mark.slow
 def test_dropout_of_an_example_depends_on_its_key_alone(highest):
     apply = partial(jax.jit(SMALL.apply, static_argnames="train"), {"params": parameters(SMALL)}, train=True)
     keys = jax.random.split(jax.random.key(3), 2)
@@ -67,6 +68,7 @@ def test_dropout_of_an_example_depends_on_its_key_alone(highest):
     assert relative(together, apply(images(), T, dropout_keys=keys[::-1])) > 0.05
 
 
+@pytest.mark.slow
 def test_rematerialization_keeps_gradients(highest):
     params = parameters(SMALL)
 

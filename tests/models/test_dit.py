@@ -118,6 +118,7 @@ def test_without_null_label_the_table_is_one_shorter():
     assert rows(replace(SMALL, null_label=False)) == (3, 16)
 
 
+@pytest.mark.slow
 def test_remat_has_the_same_gradient(initial, highest):
     """And recomputes every block. What that saves cannot be seen on a CPU, where XLA merges equal computations."""
     params = perturbed(initial)

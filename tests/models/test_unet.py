@@ -58,6 +58,7 @@ def test_attention_is_where_it_is_asked_for():
     assert attentions((8,)) == {"mid_attention", "down_0_attention_0", "up_0_attention_0", "up_0_attention_1"}
 
 
+@pytest.mark.slow
 def test_initial_output_is_near_zero():
     variables = INIT(jax.random.key(0), images(), T)
     output = APPLY(variables, images(), T)
@@ -90,6 +91,7 @@ def test_each_res_block_draws_from_its_own_key():
     assert len({np.asarray(jax.random.key_data(key)).tobytes() for block in blocks for key in block}) == 24
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["dropout_keys", "dropout_keys vmapped", "rngs vmapped"])
 def test_masks_of_an_example_do_not_depend_on_the_batch(source, params, highest):
     @jax.jit
@@ -113,6 +115,7 @@ def test_masks_of_an_example_do_not_depend_on_the_batch(source, params, highest)
     assert relative(other_key[0], together[0]) > 0.1
 
 
+@pytest.mark.slow
 def test_vmapped_equals_batched_with_gradients(params, highest):
     keys = jax.random.split(jax.random.key(7), 3)
 
@@ -321,6 +324,7 @@ def test_centred_input(params, highest):
     assert relative(output, APPLY({"params": params}, images(), T)) < 1e-5
 
 
+@pytest.mark.slow
 def test_rematerialization_keeps_gradients_and_stores_less(params, highest):
     """Bytes kept between the forward and the backward pass, from shapes, so for any device.
 

@@ -121,6 +121,7 @@ def test_bfloat16_is_close_to_float32(params):
     assert 1e-4 < relative(low, apply(SMALL, params)) < 2e-2
 
 
+@pytest.mark.slow
 def test_remat_has_the_same_gradient(params, highest):
     def gradient(model):
         return jax.grad(lambda params: jnp.mean(model.apply({"params": params}, images(), T, y=Y) ** 2))

@@ -250,6 +250,7 @@ def test_learning_rate_schedule():
     np.testing.assert_allclose(updates(dataclasses.replace(CONFIG, warmup_steps=0), 2), [0.01, 0.01], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_bf16_keeps_parameters_average_optimizer_and_loss_in_float32():
     states, metrics = run(small_unet(dtype=jnp.bfloat16), 1, 3)
     floats = [leaf for leaf in jax.tree.leaves(states[-1]) if np.issubdtype(leaf.dtype, np.floating)]
