@@ -1,10 +1,13 @@
 """MNIST, 28x28, in a quarter of an hour on a laptop: L_hybrid, cosine, learned variance; the rest as mnist_simple.py.
 
 Run:       ddpm-jax train experiments/mnist_hybrid.py --data.dir DIR     (DIR holds TFDS's mnist)
-           ddpm-jax nll runs/mnist_hybrid --split test
-Needs:     2 CPU cores, 2 GiB, about 11 minutes
+           ddpm-jax nll runs/mnist_hybrid -n 64
+Needs:     2 CPU cores, 2 GiB, 11 minutes
 Expect:    fewer bits/dim than mnist_simple.py: see there
-Measured:  not run yet
+Measured:  10.6 minutes with pictures. First 64 images of the test set: 1.745 ± 0.036 bits/dim, of which transitions
+           1.024 and decoder 0.721; mnist_simple.py has 2.276. The best 10 timesteps that nll finds would cost 1.64 in
+           transitions, 10 evenly spread ones 3.45.
+           2 CPU cores (AMD EPYC), 24 GiB, Python 3.11, jax 0.10.2, flax 0.12.8, other jobs of low priority running.
 """
 
 from dataclasses import replace

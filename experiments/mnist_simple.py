@@ -1,11 +1,13 @@
 """MNIST, 28x28, in a quarter of an hour on a laptop: L_simple on the linear schedule, to compare with mnist_hybrid.py.
 
 Run:       ddpm-jax train experiments/mnist_simple.py --data.dir DIR     (DIR holds TFDS's mnist)
-           ddpm-jax nll runs/mnist_simple --split test
-Needs:     2 CPU cores, 2 GiB, about 11 minutes
+           ddpm-jax nll runs/mnist_simple -n 64
+Needs:     2 CPU cores, 2 GiB, 10 minutes; the bound of 64 images 3 minutes of CPU time, of all 10,000 hours
 Expect:    more bits/dim than mnist_hybrid.py: Nichol & Dhariwal 2021 (arXiv:2102.09672), table 2, on CIFAR-10 have 3.73
            for L_simple, linear, T = 1000 and 3.17 for L_hybrid, cosine, T = 4000 (see iddpm_cifar10.py)
-Measured:  not run yet
+Measured:  10.0 minutes with pictures. First 64 images of the test set: 2.276 ± 0.033 bits/dim, of which transitions
+           1.258 and decoder 1.018; mnist_hybrid.py: 1.745 ± 0.036 (1.024 and 0.721), the paper's order.
+           2 CPU cores (AMD EPYC), 24 GiB, Python 3.11, jax 0.10.2, flax 0.12.8, other jobs of low priority running.
 """
 
 from dataclasses import replace
