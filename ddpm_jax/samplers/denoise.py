@@ -109,6 +109,12 @@ def _is_zero(value: object) -> bool:
 FROM_OUTPUT = {"eps": _from_eps, "x_0": _from_x_0, "v": _from_v, "score": _from_score}
 
 
+def _told_at(schedule: Schedule, x: jax.Array, t: jax.Array, *tables: jax.Array) -> list[jax.Array]:
+    """Tables of the schedule at the network's times t [B]; each [B, 1, ..., 1], between timesteps interpolated."""
+    times, shape = schedule.timesteps.astype(t.dtype), (-1, *(1,) * (x.ndim - 1))
+    return [jnp.interp(t, times, table.astype(t.dtype)).astype(x.dtype).reshape(shape) for table in tables]
+
+
 def x_0_from_mean(model_fn: ModelFn, schedule: Schedule) -> ModelFn:
     """x_0 = (mean - coef2_t x) / coef1_t, from a network that learned the mean of x_{t-1} on this schedule ("x_prev").
 
@@ -123,11 +129,7 @@ def x_0_from_mean(model_fn: ModelFn, schedule: Schedule) -> ModelFn:
     """
 
     def x_0(x: jax.Array, t: jax.Array) -> jax.Array:
-        at = lambda table: jnp.interp(t, schedule.timesteps.astype(t.dtype), table.astype(t.dtype)).astype(x.dtype)
-        coef1, coef2 = (
-            at(table).reshape(-1, *(1,) * (x.ndim - 1))
-            for table in (schedule.posterior_mean_coef1, schedule.posterior_mean_coef2)
-        )
+        coef1, coef2 = _told_at(schedule, x, t, schedule.posterior_mean_coef1, schedule.posterior_mean_coef2)
         output = model_fn(x, t)
         mean, rest = output[..., : x.shape[-1]], output[..., x.shape[-1] :]
         return jnp.concatenate([(mean - coef2 * x) / coef1, rest], axis=-1)
@@ -149,11 +151,10 @@ def x_0_from_edm(model_fn: ModelFn, schedule: Schedule, sigma_data: float = 0.5)
     """
 
     def x_0(x: jax.Array, t: jax.Array) -> jax.Array:
-        at = lambda table: jnp.interp(t, schedule.timesteps.astype(t.dtype), table.astype(t.dtype)).astype(x.dtype)
-        keep = (-1,) + (1,) * (x.ndim - 1)
-        alpha, sigma = at(schedule.sqrt_alphas_cumprod), at(schedule.sqrt_one_minus_alphas_cumprod)
-        std = jnp.hypot(sigma, sigma_data * alpha).reshape(keep)
-        sine, cosine = sigma.reshape(keep) / std, sigma_data * alpha.reshape(keep) / std
+        tables = schedule.sqrt_alphas_cumprod, schedule.sqrt_one_minus_alphas_cumprod
+        alpha, sigma = _told_at(schedule, x, t, *tables)
+        std = jnp.hypot(sigma, sigma_data * alpha)
+        sine, cosine = sigma / std, sigma_data * alpha / std
         return sigma_data * (cosine * x / std + sine * model_fn(x / std, t))
 
     return x_0
