@@ -21,6 +21,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from ddpm_jax.keys import example_keys
 from ddpm_jax.process import ModelFn, batched
 from ddpm_jax.schedules import Schedule
 
@@ -208,7 +209,7 @@ def trajectory(
       model_fn: as vlb.
       shape: [B, ...] of x_0.
     """
-    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(shape[0]))
+    keys = example_keys(key, 0, shape[0])
     uniforms = lambda t: jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, t), shape[1:]))(keys)
 
     def step(x_t: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.evaluate.keys import example_keys
+from ddpm_jax.keys import example_keys
 from ddpm_jax.samplers import sigma_grids
 from ddpm_jax.samplers.denoise import Denoise
 from ddpm_jax.samplers.grids import checked_steps

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax import objectives, process
-from ddpm_jax.evaluate.keys import example_keys
+from ddpm_jax.keys import example_keys
 from ddpm_jax.process import LEARNED, ModelFn, PredictionType, VarianceType
 from ddpm_jax.schedules import Schedule
 

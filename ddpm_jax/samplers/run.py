@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddpm_jax.keys import example_keys
 from ddpm_jax.samplers.denoise import Denoise
 from ddpm_jax.samplers.table import Row, Table
 
@@ -93,8 +94,7 @@ def sample(
     dtype = jnp.float32 if x_T is None else x_T.dtype
     like = jax.ShapeDtypeStruct(shape, dtype)
     check_ends(denoise, table, like)
-    indices = jnp.asarray(first_index, jnp.uint32) + jnp.arange(shape[0], dtype=jnp.uint32)
-    draw = _Noise(None if key is None else jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices))
+    draw = _Noise(None if key is None else example_keys(key, first_index, shape[0]))
     table = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), table)
     start = table.init * (draw(START, like) if x_T is None else x_T)
 

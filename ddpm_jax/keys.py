@@ -1,4 +1,4 @@
-"""One key per example of a data set, by its global index: results do not depend on how the set is cut into batches."""
+"""One key per example or sample, by its global index: results do not depend on how the set is cut into batches."""
 
 import jax
 import jax.numpy as jnp
