@@ -1,9 +1,10 @@
-"""The command line: train | sample | nll | samplers. The only module that prints."""
+"""The command line: train | sample | convert | nll | samplers. The only module that prints."""
 
 import contextlib
 import dataclasses
 import importlib.util
 import io
+import math
 import os
 import re
 import shlex
@@ -17,18 +18,19 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from ddpm_jax import checkpoint, images
+from ddpm_jax import drawing, export, interop
 from ddpm_jax.evaluate import nll
 from ddpm_jax.names import choose, unknown
 from ddpm_jax.samplers import show
-from ddpm_jax.samplers.catalogue import CATALOGUE, GRIDS, make_table, make_table_at
+from ddpm_jax.samplers.catalogue import CATALOGUE, GRIDS, make_table
 from ddpm_jax.train import build, loop
 from ddpm_jax.train.config import Config, ScheduleConfig
 
 USAGE = """usage: ddpm-jax COMMAND ...
 
   train [EXPERIMENT.py] [--workdir DIR] [--train.num-steps N ...]   train, or go on where a run stopped
-  sample WORKDIR [--sampler ddim] [--num-steps 50] [-n 64]          pictures from a trained run
+  sample SOURCE [--sampler ddim] [--num-steps 50] [-n 64]           pictures from a trained run, a diffusers folder, ...
+  convert SOURCE FOLDER                                             write it as a folder that diffusers loads
   nll WORKDIR [--split test] [-n 1000] [--num-steps 100]            bits/dim: the variational bound, term by term
   samplers                                                          list the samplers
   samplers show NAME [--num-steps 10] [--grid karras]               a sampler's table, as assignments
@@ -45,10 +47,10 @@ class TrainArguments:
 
 @dataclasses.dataclass(frozen=True)
 class SampleArguments:
-    workdir: tyro.conf.Positional[Path]
-    """A run's directory."""
-    sampler: str = "ddim"
-    """One of those that `ddpm-jax samplers` lists."""
+    source: tyro.conf.Positional[str]
+    """A run's directory; a folder or checkpoint of another project; or hf:OWNER/NAME."""
+    sampler: str | None = None
+    """One of those that `ddpm-jax samplers` lists; by default ddim for a run, or the one that a folder came with."""
     num_steps: int = 50
     """Steps; `ddpm-jax samplers` says how many network calls they are."""
     grid: str | None = None
@@ -60,8 +62,13 @@ class SampleArguments:
     """Image i of a seed is the same whatever num_images and batch_size are."""
     batch_size: int = 64
     """Images drawn at once."""
+    label: int | None = None
+    """The class of all images, where the network has classes; by default image i is of class i, counted around."""
+    guidance_scale: float | None = None
+    """Of classifier-free guidance u + scale (c - u), where the network has a label that stands for no class."""
     out: Path | None = None
-    """A .png picture of all images side by side, or .npz with uint8 images [N, H, W, C]; in WORKDIR by default."""
+    """A .png picture of all images side by side, or .npz with uint8 images [N, H, W, C]; by default a picture in the
+    run's directory, or in the working directory."""
 
 
 # ------------------------------------------------------------------------------------------------------------ train
@@ -126,54 +133,63 @@ def load_experiment(path: Path) -> Config:
 
 
 def sample(argv: list[str]) -> None:
-    """Draw images with the averaged parameters of a run's newest checkpoint."""
+    """Draw images from a run's averaged parameters, or from the weights of another project."""
     arguments = _parse(SampleArguments, argv, "sample")
-    workdir, n = arguments.workdir, arguments.num_images
-    for name in ("num_images", "batch_size"):
-        if getattr(arguments, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(arguments, name)}")
-    given = arguments.timesteps
-    if given is not None and arguments.grid is not None:
-        raise ValueError(f"give either grid or timesteps, got {arguments.grid!r} and {list(given)}")
-    spacing = f"{len(given)}chosen" if given is not None else arguments.num_steps
-    parts = [arguments.sampler, arguments.grid, spacing, f"seed{arguments.seed}"]
-    out = arguments.out or workdir / ("_".join(str(part) for part in parts if part is not None) + ".png")
-    choose("ending of --out", out.suffix, {".png": 0, ".npz": 0})
-
-    info = checkpoint.load_run(workdir)
-    config, shape = info.config, info.image_shape
-    schedule = build.make_schedule(config.schedule)
-    variance = config.objective.variance
-    if given is None:
-        table = make_table(arguments.sampler, schedule, arguments.num_steps, arguments.grid, variance=variance)
-    else:
-        table = make_table_at(arguments.sampler, schedule, given, variance=variance)
-    model = build.make_model(config, shape)
-    params = checkpoint.restore_ema(workdir, build.params_template(model, shape), print)
-    batch_size = min(arguments.batch_size, n)
-    make_denoise = build.make_denoiser(config.objective, schedule, config.sample.clip)
-    draw = loop.make_draw(model, make_denoise, table, (batch_size, *shape))
-    key = jax.random.key(arguments.seed)
+    if arguments.out is not None:
+        choose("ending of --out", arguments.out.suffix, {".png": 0, ".npz": 0})
+    place = Path(arguments.source)
+    is_run = export.is_run(place)
+    source = drawing.of_run(place, print) if is_run else drawing.of_loaded(interop.load(arguments.source))
+    preset = drawing.preset(source, arguments.sampler, arguments.num_steps, arguments.grid, arguments.timesteps)
+    labels = drawing.labels(source, arguments.label, arguments.guidance_scale)
+    n = arguments.num_images
+    drawn = drawing.pictures(source, preset, labels, n, arguments.batch_size, arguments.seed)
     batches = []
     with tqdm(total=n, unit="image") as bar:
-        for first in range(0, n, batch_size):
-            batches.append(images.to_uint8(draw(params, key, np.uint32(first))))
-            bar.update(min(batch_size, n - first))
-    pictures = np.concatenate(batches)[:n]
+        for batch in drawn:
+            batches.append(batch)
+            bar.update(len(batch))
+    pictures = np.concatenate(batches)
+    out = arguments.out or (place if is_run else Path()) / default_name(arguments, source.sampler, is_run)
     if out.suffix == ".png":
         loop.save_grid(out, pictures)
     else:
-        save_npz(out, pictures)
+        drawing.save_npz(out, pictures)
     print(f"{n} images: {out}")
 
 
-def save_npz(path: Path, pictures: np.ndarray) -> None:
-    """images [N, H, W, C] uint8, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
-        np.savez_compressed(file, images=pictures)
-    partial.replace(path)
+def default_name(arguments: SampleArguments, sampler: str | None, is_run: bool) -> str:
+    """The name of a picture by what it was drawn with; of no run, also from what."""
+    chosen = arguments.timesteps
+    spacing = arguments.num_steps if chosen is None else f"{len(chosen)}chosen"
+    label = None if arguments.label is None else f"label{arguments.label}"
+    source = None if is_run else Path(arguments.source).absolute().stem
+    parts = [source, arguments.sampler or sampler, arguments.grid, spacing, label, f"seed{arguments.seed}"]
+    return "_".join(str(part) for part in parts if part is not None) + ".png"
+
+
+# ---------------------------------------------------------------------------------------------------------- convert
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvertArguments:
+    source: tyro.conf.Positional[str]
+    """A run's directory; a folder or checkpoint of another project; or hf:OWNER/NAME."""
+    destination: tyro.conf.Positional[Path]
+    """A new or empty directory."""
+
+
+def convert(argv: list[str]) -> None:
+    """Write a run, or the weights of another project, as a folder that diffusers loads."""
+    arguments = _parse(ConvertArguments, argv, "convert")
+    loaded = export.load(arguments.source, print)
+    interop.save_diffusers(arguments.destination, loaded)
+    height, width, channels = loaded.image_shape
+    sizes = [math.prod(leaf.shape) for leaf in jax.tree.leaves(loaded.params)]
+    kind = "images" if loaded.first_stage is None else "latents"
+    print(f"{loaded.origin}: {sum(sizes):,} parameters, {kind} of {height} x {width} x {channels}")
+    print(f"written for diffusers: {arguments.destination}")
+    print(f"pictures: ddpm-jax sample {shlex.quote(str(arguments.destination))}")
 
 
 # -------------------------------------------------------------------------------------------------------------- nll
@@ -266,6 +282,7 @@ T = TypeVar("T")
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train,
     "sample": sample,
+    "convert": convert,
     "nll": negative_log_likelihood,
     "samplers": list_samplers,
 }
@@ -299,7 +316,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         choose("command", arguments[0], COMMANDS)(arguments[1:])
     except KeyboardInterrupt:
         sys.exit("ddpm-jax: stopped; the same command goes on from the last checkpoint")
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
         if os.environ.get("DDPM_JAX_TRACEBACK"):
             raise
         print(f"ddpm-jax: {' '.join(str(error).split())}", file=sys.stderr)

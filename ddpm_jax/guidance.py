@@ -22,12 +22,14 @@ def classifier_free(
 ) -> ModelFn:
     """model_fn = u + scale (c - u) = (1 + weight) c - weight u, of the networks' outputs c and u.
 
+    A learned variance, channels that x does not have, is c's: published samplers do not extrapolate it.
+
     Source: Ho & Salimans 2022 (arXiv:2207.12598), eq. 6, whose w is `weight`; GLIDE, LDM and diffusers say `scale`,
     which is one larger: scale 1 and weight 0 are no guidance.
 
     Args:
-      conditional: c(x, t) -> like x.
-      unconditional: u(x, t) -> like x.
+      conditional: c(x, t) -> like x, or with more channels.
+      unconditional: u(x, t) -> like c.
       scale: guidance scale; either this or
       weight: guidance weight.
 
@@ -41,7 +43,9 @@ def classifier_free(
         c, u = conditional(x, t), unconditional(x, t)
         # Written from u, so that scale 1 is c up to rounding; strict about dtypes where scale is an array.
         s = jnp.asarray(1 + weight if scale is None else scale, c.dtype)  # type: ignore[reportOptionalOperand]
-        return u + s * (c - u)
+        channels = x.shape[-1]
+        guided = u[..., :channels] + s * (c - u)[..., :channels]
+        return guided if c.shape[-1] == channels else jnp.concatenate([guided, c[..., channels:]], axis=-1)
 
     return model_fn
 

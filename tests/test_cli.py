@@ -139,7 +139,7 @@ def test_the_picture_shows_the_samples(run, tmp_path):
 @pytest.mark.parametrize(
     "command, message",
     [
-        ("trian", r"unknown command 'trian'; did you mean 'train'\? \(known: train, sample, nll, samplers\)"),
+        ("trian", r"unknown command 'trian'; did you mean 'train'\? \(known: train, sample, convert, nll, samplers\)"),
         ("train --train.num-stepz 4", r"Unrecognized options: --train.num-stepz.*--train.num-steps INT"),
         ("train --train.num-steps many", r"--train.num-steps.*'many'.*INT"),
         ("train --model.dtype float16", r"'float16'.*--model.dtype.*'float32', 'bfloat16'"),
@@ -174,7 +174,7 @@ def test_the_picture_shows_the_samples(run, tmp_path):
         ("train --workdir occupied", r"occupied is not empty and holds no run"),
         ("train --data.name pictures", r"pictures/b.png"),
         ("train --data.name nothing", r"no image below the folder nothing"),
-        ("sample nowhere", r"no run in nowhere: nowhere/config.json does not exist"),
+        ("sample nowhere", r"no file or folder nowhere"),
         ("sample", r"ddpm-jax sample.*required"),
         ("sample RUN --sampler plsm", r"unknown sampler 'plsm'; did you mean 'plms'"),
         ("sample RUN --grid karas", r"unknown grid 'karas'; did you mean 'karras'"),

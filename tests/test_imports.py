@@ -26,7 +26,7 @@ ALLOWED = {
     "guidance": {"process", "samplers"},
     "models": {"models", "names"},
     "data": {"data", "names"},
-    "interop": {"models", "names", "interop"},
+    "interop": {"models", "names", "process", "samplers", "schedules", "interop"},
     "train": {
         *("names", "images", "timesteps", "schedules", "process", "objectives", "weightings", "samplers", "models"),
         "train",
@@ -36,7 +36,11 @@ ALLOWED = {
     "evaluate": {"keys", "names", "objectives", "process", "samplers", "schedules", "evaluate"},
     "evaluate.files": {"checkpoint", "evaluate"},
     "evaluate.nll": {"checkpoint", "data", "images", "models", "process", "samplers", "schedules", "train", "evaluate"},
-    "cli": {"names", "images", "data", "checkpoint", "train", "samplers", "evaluate"},
+    "export": {"checkpoint", "interop", "train"},
+    "drawing": {
+        *("images", "schedules", "process", "samplers", "guidance", "models", "checkpoint", "train", "interop"),
+    },
+    "cli": {"names", "data", "train", "samplers", "evaluate", "drawing", "export", "interop"},
     "__init__": set(),
 }
 # Third-party packages a part must not see.

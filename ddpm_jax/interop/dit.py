@@ -56,11 +56,11 @@ REQUIRED = {
 }
 
 
-def dit_config(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def dit_config(state_dict: Mapping[str, np.ndarray], num_heads: int | None = None) -> dict[str, Any]:
     """The arguments of facebookresearch/DiT's DiT from the shapes of its weights.
 
-    Heads leave no trace in the weights: they are those of the published model of this width. The last label is taken
-    for the null label, which it is in the published models; the numbers computed do not depend on that.
+    Heads leave no trace in the weights: if not given, they are those of the published model of this width. The last
+    label is taken for the null label, which it is in the published models; the numbers computed do not depend on that.
 
     Raises:
       ValueError: an array needed for it is missing, or no published model has this width.
@@ -71,7 +71,7 @@ def dit_config(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
         raise ValueError(f"not the weights of facebookresearch/DiT: missing {', '.join(missing)}")
     width, in_channels, patch_size, _ = state_dict["x_embedder.proj.weight"].shape
     heads = {size["width"]: size["num_heads"] for size in SIZES.values()}
-    if width not in heads:
+    if num_heads is None and width not in heads:
         raise ValueError(f"no published DiT has width {width}, only {sorted(heads)}; give num_heads in a config")
     return {
         "input_size": round(state_dict["pos_embed"].shape[1] ** 0.5) * patch_size,
@@ -79,7 +79,7 @@ def dit_config(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
         "in_channels": in_channels,
         "hidden_size": width,
         "depth": sum(name.endswith(".mlp.fc1.weight") for name in state_dict),
-        "num_heads": heads[width],
+        "num_heads": heads[width] if num_heads is None else num_heads,
         "mlp_ratio": state_dict["blocks.0.mlp.fc1.weight"].shape[0] / width,
         "num_classes": len(state_dict["y_embedder.embedding_table.weight"]) - 1,
         "learn_sigma": len(state_dict["final_layer.linear.weight"]) == 2 * in_channels * patch_size**2,

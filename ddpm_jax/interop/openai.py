@@ -96,15 +96,24 @@ def unet_from_config(config: Mapping[str, Any]) -> UNet:
     Raises:
       ValueError: settings that are missing, unknown, or not of images.
     """
+    return UNet(**unet_settings(config))
+
+
+def unet_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of unet_from_config(config).
+
+    Raises:
+      ValueError: as unet_from_config.
+    """
     found = _settings(config, {"num_classes": None})
     own = found["num_head_channels"] != -1
     upsample = found["num_heads_upsample"]
-    return UNet(
+    return {
         **_shared(found),
-        num_heads_upsample=None if own or upsample == -1 else upsample,
-        upsample="resblock" if found["resblock_updown"] else "conv" if found["conv_resample"] else "nearest",
-        num_classes=found["num_classes"],
-    )
+        "num_heads_upsample": None if own or upsample == -1 else upsample,
+        "upsample": "resblock" if found["resblock_updown"] else "conv" if found["conv_resample"] else "nearest",
+        "num_classes": found["num_classes"],
+    }
 
 
 def classifier_from_config(config: Mapping[str, Any]) -> Classifier:
@@ -233,36 +242,46 @@ def _classifier_layout(
     )
 
 
+def num_heads(name: str, rows: int, parts: int, model: Encoder) -> int:
+    """Heads of the attention block with an array of this name, of that many rows for so many parts of each head."""
+    if model.num_head_channels is not None:
+        return rows // (parts * model.num_head_channels)
+    if isinstance(model, UNet) and name.startswith("output_blocks") and model.num_heads_upsample is not None:
+        return model.num_heads_upsample
+    return model.num_heads
+
+
+def swap_rows(array: np.ndarray, first: int, second: int) -> np.ndarray:
+    """The array with its rows [first, second, channels] in the order [second, first, channels].
+
+    As it is where the number of rows is a wrong one, which to_params reports.
+    """
+    if not first * second or len(array) % (first * second):
+        return array
+    return array.reshape(first, second, -1, *array.shape[1:]).swapaxes(0, 1).reshape(array.shape)
+
+
 def _split(state_dict: Mapping[str, np.ndarray], model: Encoder, config: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """With every qkv cut into q, k and v."""
     ordered = dict(state_dict)
-    for name, array in state_dict.items():
-        num_heads = _interleaved_heads(name, len(array), model, config)
-        if num_heads is not None:
-            ordered[name] = array.reshape(num_heads, 3, -1, *array.shape[1:]).swapaxes(0, 1).reshape(array.shape)
+    for name in _by_head(state_dict, config):
+        array = state_dict[name]
+        ordered[name] = swap_rows(array, num_heads(name, len(array), 3, model), 3)
     return layers.split_rows(layers.split_rows(ordered, "qkv", PARTS), "qkv_proj", PARTS)
 
 
 def _join(state_dict: Mapping[str, np.ndarray], model: Encoder, config: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The inverse of _split."""
     joined = layers.join_rows(layers.join_rows(state_dict, "qkv", PARTS), "qkv_proj", PARTS)
-    for name, array in joined.items():
-        num_heads = _interleaved_heads(name, len(array), model, config)
-        if num_heads is not None:
-            joined[name] = array.reshape(3, num_heads, -1, *array.shape[1:]).swapaxes(0, 1).reshape(array.shape)
+    for name in _by_head(joined, config):
+        joined[name] = swap_rows(joined[name], 3, num_heads(name, len(joined[name]), 3, model))
     return joined
 
 
-def _interleaved_heads(name: str, rows: int, model: Encoder, config: Mapping[str, Any]) -> int | None:
-    """The number of heads of an array with rows in the order [heads, 3, channels]: a qkv of the older attention.
+def _by_head(state_dict: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> list[str]:
+    """Names of the arrays with rows in the order [heads, 3, channels]: each qkv of the older attention.
 
-    None for what is [3, heads, channels] or no qkv, and for a wrong number of rows, which to_params reports.
+    Others are [3, heads, channels] or no qkv.
     """
-    if ".qkv." not in name or config.get("use_new_attention_order", DEFAULTS["use_new_attention_order"]):
-        return None
-    num_heads = model.num_heads
-    if isinstance(model, UNet) and name.startswith("output_blocks") and model.num_heads_upsample is not None:
-        num_heads = model.num_heads_upsample
-    if model.num_head_channels is not None:
-        num_heads = rows // (3 * model.num_head_channels)
-    return num_heads if num_heads and rows % (3 * num_heads) == 0 else None
+    new = config.get("use_new_attention_order", DEFAULTS["use_new_attention_order"])
+    return [] if new else [name for name in state_dict if ".qkv." in name]

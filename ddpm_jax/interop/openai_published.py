@@ -3,7 +3,7 @@
 The files hold weights only; these are the flags of the READMEs of openai/guided-diffusion (22e0df8) and
 openai/improved-diffusion (1bc7bbb) as arguments of `UNetModel`, `SuperResModel` (its in_channels doubled) and
 `EncoderUNetModel`: "attention_resolutions 32,16,8" at image size 64 are the factors 2, 4, 8, and learn_sigma doubles
-out_channels.
+out_channels. DIFFUSIONS has the flags of the diffusion of each U-Net.
 """
 
 from typing import Any
@@ -70,3 +70,30 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "lsun_uncond_100M_1200K_bs128": _IDDPM_LSUN,
     "lsun_uncond_100M_2400K_bs64": _IDDPM_LSUN,
 }  # fmt: skip
+
+_LINEAR = {"diffusion_steps": 1000, "noise_schedule": "linear"}
+_COSINE = {"diffusion_steps": 4000, "noise_schedule": "cosine"}
+# rescale_timesteps is on in improved-diffusion unless told otherwise, and off in guided-diffusion.
+_RESCALED = _COSINE | {"rescale_timesteps": True}
+
+DIFFUSIONS: dict[str, dict[str, Any]] = {
+    "64x64_diffusion": _COSINE | {"diffusion_steps": 1000},
+    "128x128_diffusion": _LINEAR,
+    "256x256_diffusion": _LINEAR,
+    "256x256_diffusion_uncond": _LINEAR,
+    "512x512_diffusion": _LINEAR,
+    "64_256_upsampler": _LINEAR,
+    "128_512_upsampler": _LINEAR,
+    "lsun_bedroom": _LINEAR,
+    "lsun_cat": _LINEAR,
+    "lsun_horse": _LINEAR,
+    "lsun_horse_nodropout": _LINEAR,
+    "cifar10_uncond_50M_500K": _RESCALED,
+    "cifar10_uncond_vlb_50M_500K": _RESCALED,
+    "imagenet64_uncond_100M_1500K": _RESCALED,
+    "imagenet64_uncond_vlb_100M_1500K": _RESCALED,
+    "imagenet64_cond_270M_250K": _COSINE,
+    "upsample_cond_500K": _LINEAR | {"diffusion_steps": 4000},
+    "lsun_uncond_100M_1200K_bs128": _LINEAR,
+    "lsun_uncond_100M_2400K_bs64": _LINEAR,
+}

@@ -8,7 +8,9 @@ from flax import linen as nn
 
 from .autoencoder import AutoencoderKL as AutoencoderKL
 from .classifier import Classifier as Classifier
+from .clip import CLIPText as CLIPText
 from .dit import DiT as DiT
+from .glide import Glide as Glide
 from .unet import UNet as UNet
 from .uvit import UViT as UViT
 from .vq import VQModel as VQModel

@@ -3,8 +3,9 @@
 import json
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,40 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.helpers import relative
+
+
+class Network(NamedTuple):
+    """A network of PyTorch, and what ours makes of it."""
+
+    arrays: Mapping[str, np.ndarray]
+    meta: Mapping[str, Any]
+    weights: dict[str, np.ndarray]
+    model: Any
+    to_params: Callable[[Mapping[str, np.ndarray]], Any]
+    to_state_dict: Callable[[Any], Mapping[str, np.ndarray]]
+
+    @property
+    def params(self) -> Any:
+        return self.to_params(self.weights)
+
+
+Family = tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]
+"""from_config, to_params, to_state_dict of an interop module."""
+
+
+def network_of(
+    family: Family, config: Mapping[str, Any], weights: dict[str, np.ndarray], arrays: Any, meta: Any
+) -> Network:
+    """Of a config and weights, with the arrays and meta of a golden file where there are some."""
+    from_config, to_params, to_state_dict = family
+    ways = partial(to_params, config=config), partial(to_state_dict, config=config)
+    return Network(arrays, meta, weights, from_config(config), *ways)
+
+
+def stored(folder: Path, name: str, family: Family, **changes: Any) -> Network:
+    """networks/<name>; changes are to settings of its config."""
+    arrays, meta, weights = load(folder, name)
+    return network_of(family, meta["config"] | changes, weights, arrays, meta)
 
 
 def load(folder: Path, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any], dict[str, np.ndarray]]:
@@ -31,10 +66,7 @@ def nhwc(array):
 
 def check(
     output_of: Callable[..., jax.Array],
-    params: Any,
-    to_state_dict: Callable[[Any], Mapping[str, np.ndarray]],
-    arrays: Mapping[str, np.ndarray],
-    meta: Mapping[str, Any],
+    network: Network,
     *,
     output: str,
     inputs: tuple[str, ...] = ("x",),
@@ -50,6 +82,7 @@ def check(
         the rounding noise of a sum that cancels.
       constants: stored gradients of arrays which are no parameters here.
     """
+    arrays, params = network.arrays, network.params
     values = tuple(nhwc(arrays[f"in.{name}"]) for name in inputs)
 
     def loss(params, values):
@@ -63,8 +96,8 @@ def check(
     for name, grad in zip(inputs, grad_values, strict=True):
         assert relative(grad, nhwc(arrays[f"grad.in.{name}"])) < 1e-4, name
 
-    grads = to_state_dict(grad_params)
-    norms = dict(zip(meta["param_names"], arrays["grad_norms"], strict=True))
+    grads = network.to_state_dict(grad_params)
+    norms = dict(zip(network.meta["param_names"], arrays["grad_norms"], strict=True))
     # What is a constant here has no gradient here, and is no part of ours.
     total = np.sqrt(arrays["grad_global_norm"] ** 2 - sum(norms.pop(name) ** 2 for name in constants))
     found_total = np.sqrt(sum(np.sum(grads[name].astype(np.float64) ** 2) for name in norms))
@@ -84,39 +117,27 @@ def check(
             assert zero.search(name) or relative(grads[name], arrays[key]) < 1e-4, name
 
 
-def check_there_and_back(
-    to_params: Callable[[Mapping[str, np.ndarray]], Any],
-    to_state_dict: Callable[[Any], Mapping[str, np.ndarray]],
-    weights: Mapping[str, np.ndarray],
-) -> None:
+def check_there_and_back(network: Network) -> None:
     """torch to JAX to torch: the same names, dtypes and bits."""
-    back = to_state_dict(to_params(weights))
-    assert back.keys() == weights.keys()
-    for name, array in weights.items():
+    back = network.to_state_dict(network.params)
+    assert back.keys() == network.weights.keys()
+    for name, array in network.weights.items():
         assert back[name].dtype == array.dtype, name
         np.testing.assert_array_equal(back[name], array, err_msg=name)
 
 
-def check_every_misfit_is_listed(
-    to_params: Callable[[Mapping[str, np.ndarray]], Any],
-    to_state_dict: Callable[[Any], Mapping[str, np.ndarray]],
-    weights: Mapping[str, np.ndarray],
-    *,
-    removed: str,
-    cut: str,
-    layer: str,
-) -> None:
+def check_every_misfit_is_listed(network: Network, *, removed: str, cut: str, layer: str) -> None:
     """Errors name the array removed, the one cut short, one too many; and backwards our layer that is removed."""
-    changed = {name: array for name, array in weights.items() if name != removed}
+    changed = {name: array for name, array in network.weights.items() if name != removed}
     changed[cut] = changed[cut][:-1]
     changed["another.weight"] = np.zeros(3, np.float32)
     with pytest.raises(ValueError, match="fit") as error:
-        to_params(changed)
-    size = len(weights[cut]) - 1
+        network.to_params(changed)
+    size = len(network.weights[cut]) - 1
     for part in (f"missing {removed}", "left over another.weight", f"{cut} is [{size}"):
         assert part in str(error.value), (part, str(error.value))
 
-    params = dict(to_params(weights))
+    params = dict(network.params)
     del params[layer]
     with pytest.raises(ValueError, match=f"fit.*missing {layer}/"):
-        to_state_dict(params)
+        network.to_state_dict(params)

@@ -12,12 +12,20 @@ from ddpm_jax.interop import autoencoder, layers
 from ddpm_jax.models.autoencoder import AutoencoderKL
 from ddpm_jax.models.vq import VQModel, quantization_loss
 from tests.helpers import relative
-from tests.interop.golden_networks import check, check_every_misfit_is_listed, check_there_and_back, load, nhwc
+from tests.interop.golden_networks import (
+    check,
+    check_every_misfit_is_listed,
+    check_there_and_back,
+    load,
+    network_of,
+    nhwc,
+    stored,
+)
 
-DIFFUSERS = {
-    "autoencoder_kl": (autoencoder.kl_from_config, autoencoder.kl_to_params, autoencoder.params_to_kl),
-    "vqmodel": (autoencoder.vq_from_config, autoencoder.vq_to_params, autoencoder.params_to_vq),
-}
+KL = (autoencoder.kl_from_config, autoencoder.kl_to_params, autoencoder.params_to_kl)
+VQ = (autoencoder.vq_from_config, autoencoder.vq_to_params, autoencoder.params_to_vq)
+LDM = (autoencoder.ldm_from_config, autoencoder.ldm_to_params, autoencoder.params_to_ldm)
+DIFFUSERS = {"autoencoder_kl": KL, "vqmodel": VQ}
 # A key bias adds the same to all logits of a query. In latent-diffusion's stored networks every group of the norms is
 # one channel, so a norm removes what is constant over a channel's image: the bias before it. Biases beside it, on the
 # residual path, survive until the last norm, unless a convolution that changes the size comes first.
@@ -29,48 +37,31 @@ LDM_NO_GRADIENT = {
 
 @pytest.fixture(params=DIFFUSERS, scope="module")
 def network(request, shared_golden):
-    """(arrays, meta, weights, model, to_params, to_state_dict) of one stored network of diffusers."""
-    arrays, meta, weights = load(shared_golden, request.param)
-    from_config, to_params, to_state_dict = DIFFUSERS[request.param]
-    config = meta["config"]
-    model = from_config(config)
-    return arrays, meta, weights, model, partial(to_params, config=config), partial(to_state_dict, config=config)
+    return stored(shared_golden, request.param, DIFFUSERS[request.param])
 
 
 @pytest.fixture(scope="module")
 def ldm(shared_golden):
-    """As network, for latent-diffusion, whose halves were stored one by one: arrays and meta are a pair each."""
-    encoder, decoder = load(shared_golden, "ldm_kl_encoder"), load(shared_golden, "ldm_kl_decoder")
-    config = encoder[1]["config"]
-    return (
-        (encoder[0], decoder[0]),
-        (encoder[1], decoder[1]),
-        encoder[2] | decoder[2],
-        autoencoder.ldm_from_config(config),
-        partial(autoencoder.ldm_to_params, config=config),
-        partial(autoencoder.params_to_ldm, config=config),
-    )
+    """The halves of latent-diffusion's network, which were stored one by one, with the weights of both."""
+    encoder, decoder = (load(shared_golden, f"ldm_kl_{half}") for half in ("encoder", "decoder"))
+    weights = encoder[2] | decoder[2]
+    return [network_of(LDM, encoder[1]["config"], weights, *half[:2]) for half in (encoder, decoder)]
 
 
 def test_output_and_gradients_of_diffusers_kl(shared_golden, highest):
     """decode(sample) for stored noise."""
-    arrays, meta, weights = load(shared_golden, "autoencoder_kl")
-    model, config = autoencoder.kl_from_config(meta["config"]), meta["config"]
+    network = stored(shared_golden, "autoencoder_kl", KL)
     check(
-        lambda params, x: model.apply({"params": params}, x, nhwc(arrays["in.noise"])),
-        autoencoder.kl_to_params(weights, config),
-        partial(autoencoder.params_to_kl, config=config),
-        arrays,
-        meta,
+        lambda params, x: network.model.apply({"params": params}, x, nhwc(network.arrays["in.noise"])),
+        network,
         output="decoded",
         no_gradient=r"to_k\.bias",
     )
 
 
 def test_posterior_of_diffusers_kl(shared_golden, highest):
-    arrays, meta, weights = load(shared_golden, "autoencoder_kl")
-    model = autoencoder.kl_from_config(meta["config"])
-    variables = {"params": autoencoder.kl_to_params(weights, meta["config"])}
+    network = stored(shared_golden, "autoencoder_kl", KL)
+    arrays, model, variables = network.arrays, network.model, {"params": network.params}
     posterior = jax.jit(partial(model.apply, method="encode"))(variables, nhwc(arrays["in.x"]))
     z = posterior.sample(nhwc(arrays["in.noise"]))
     assert relative(posterior.mode(), nhwc(arrays["out.mean"])) < 1e-5
@@ -81,23 +72,18 @@ def test_posterior_of_diffusers_kl(shared_golden, highest):
 
 
 def test_output_and_gradients_of_diffusers_vq(shared_golden, highest):
-    arrays, meta, weights = load(shared_golden, "vqmodel")
-    model, config = autoencoder.vq_from_config(meta["config"]), meta["config"]
+    network = stored(shared_golden, "vqmodel", VQ)
     check(
-        lambda params, x: model.apply({"params": params}, x),
-        autoencoder.vq_to_params(weights, config),
-        partial(autoencoder.params_to_vq, config=config),
-        arrays,
-        meta,
+        lambda params, x: network.model.apply({"params": params}, x),
+        network,
         output="decoded",
         no_gradient=r"to_k\.bias",
     )
 
 
 def test_codes_of_diffusers_vq(shared_golden, highest):
-    arrays, meta, weights = load(shared_golden, "vqmodel")
-    model = autoencoder.vq_from_config(meta["config"])
-    variables = {"params": autoencoder.vq_to_params(weights, meta["config"])}
+    network = stored(shared_golden, "vqmodel", VQ)
+    arrays, model, variables = network.arrays, network.model, {"params": network.params}
     z = model.apply(variables, nhwc(arrays["in.x"]), method="encode")
     quantized = model.apply(variables, z, method="quantize")
     assert relative(z, nhwc(arrays["out.latents"])) < 1e-5
@@ -110,32 +96,21 @@ def test_codes_of_diffusers_vq(shared_golden, highest):
 
 
 def test_output_and_gradients_of_ldm_encoder(ldm, highest):
-    (arrays, _), (meta, _), weights, model, to_params, to_state_dict = ldm
+    encoder, _ = ldm
 
     def moments(params, x):
-        posterior = model.apply({"params": params}, x, method="encode")
+        posterior = encoder.model.apply({"params": params}, x, method="encode")
         return jnp.concatenate(posterior, axis=-1)
 
-    assert np.abs(arrays["out.moments"]).max() < 20, "or the clipped log variance would differ"
-    check(
-        moments,
-        to_params(weights),
-        to_state_dict,
-        arrays,
-        meta,
-        output="moments",
-        no_gradient=LDM_NO_GRADIENT["encoder"],
-    )
+    assert np.abs(encoder.arrays["out.moments"]).max() < 20, "or the clipped log variance would differ"
+    check(moments, encoder, output="moments", no_gradient=LDM_NO_GRADIENT["encoder"])
 
 
 def test_output_and_gradients_of_ldm_decoder(ldm, highest):
-    (_, arrays), (_, meta), weights, model, to_params, to_state_dict = ldm
+    _, decoder = ldm
     check(
-        lambda params, z: model.apply({"params": params}, z, method="decode"),
-        to_params(weights),
-        to_state_dict,
-        arrays,
-        meta,
+        lambda params, z: decoder.model.apply({"params": params}, z, method="decode"),
+        decoder,
         output="decoded",
         no_gradient=LDM_NO_GRADIENT["decoder"],
     )
@@ -151,21 +126,16 @@ def test_bfloat16_is_close_to_float32(shared_golden):
 
 
 def test_there_and_back(network):
-    _, _, weights, _, to_params, to_state_dict = network
-    check_there_and_back(to_params, to_state_dict, weights)
+    check_there_and_back(network)
 
 
 def test_there_and_back_for_ldm(ldm):
-    _, _, weights, _, to_params, to_state_dict = ldm
-    check_there_and_back(to_params, to_state_dict, weights)
+    check_there_and_back(ldm[0])
 
 
 def test_every_misfit_is_listed(network):
-    _, _, weights, _, to_params, to_state_dict = network
     check_every_misfit_is_listed(
-        to_params,
-        to_state_dict,
-        weights,
+        network,
         removed="decoder.up_blocks.0.upsamplers.0.conv.bias",
         cut="encoder.mid_block.attentions.0.to_q.weight",
         layer="post_quant_conv",
@@ -173,11 +143,8 @@ def test_every_misfit_is_listed(network):
 
 
 def test_every_misfit_is_listed_for_ldm(ldm):
-    _, _, weights, _, to_params, to_state_dict = ldm
     check_every_misfit_is_listed(
-        to_params,
-        to_state_dict,
-        weights,
+        ldm[0],
         removed="decoder.up.1.upsample.conv.bias",
         cut="encoder.mid.attn_1.q.weight",
         layer="post_quant_conv",

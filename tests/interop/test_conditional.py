@@ -11,31 +11,24 @@ import pytest
 from ddpm_jax.interop import conditional, layers, ldm
 from ddpm_jax.models import UNet
 from tests.helpers import relative
-from tests.interop.golden_networks import check, check_every_misfit_is_listed, check_there_and_back, load, nhwc
+from tests.interop.golden_networks import check, check_every_misfit_is_listed, check_there_and_back, load, nhwc, stored
 
+UNET2DCOND = (conditional.unet_from_config, conditional.unet2dcond_to_params, conditional.params_to_unet2dcond)
+TRANSFORMER = (
+    conditional.transformer2d_from_config,
+    conditional.transformer2d_to_params,
+    conditional.params_to_transformer2d,
+)
 NETWORKS = {
-    "unet2dcond_sd1": (
-        conditional.unet_from_config,
-        conditional.unet2dcond_to_params,
-        conditional.params_to_unet2dcond,
-    ),
-    "unet2dcond_sd2_linear_class": (
-        conditional.unet_from_config,
-        conditional.unet2dcond_to_params,
-        conditional.params_to_unet2dcond,
-    ),
+    "unet2dcond_sd1": UNET2DCOND,
+    "unet2dcond_sd2_linear_class": UNET2DCOND,
     "ldm_unet_spatial_transformer": (ldm.unet_from_config, ldm.unet_to_params, ldm.params_to_unet),
 }
 
 
 @pytest.fixture(params=NETWORKS, scope="module")
 def network(request, shared_golden):
-    """(arrays, meta, weights, model, to_params, to_state_dict) of one stored network."""
-    arrays, meta, weights = load(shared_golden, request.param)
-    from_config, to_params, to_state_dict = NETWORKS[request.param]
-    config = meta["config"]
-    model = from_config(config)
-    return arrays, meta, weights, model, partial(to_params, config=config), partial(to_state_dict, config=config)
+    return stored(shared_golden, request.param, NETWORKS[request.param])
 
 
 def conditioning(arrays):
@@ -52,14 +45,11 @@ LDM_NO_GRADIENT = (
 
 
 def test_output_and_gradients(network, highest):
-    arrays, meta, weights, model, to_params, to_state_dict = network
+    arrays, _, weights, model, *_ = network
     t = jnp.asarray(arrays["in.t"], jnp.float32)
     check(
         lambda params, x, ctx: model.apply({"params": params}, x, t, context=ctx, **conditioning(arrays)),
-        to_params(weights),
-        to_state_dict,
-        arrays,
-        meta,
+        network,
         output="sample",
         inputs=("x", "ctx"),
         no_gradient=LDM_NO_GRADIENT if "time_embed.0.weight" in weights else "$^",
@@ -79,52 +69,32 @@ def test_bfloat16_is_close_to_float32(shared_golden):
 
 
 def test_there_and_back(network):
-    _, _, weights, _, to_params, to_state_dict = network
-    check_there_and_back(to_params, to_state_dict, weights)
+    check_there_and_back(network)
 
 
 def test_every_misfit_is_listed(network):
-    _, _, weights, _, to_params, to_state_dict = network
+    weights = network.weights
     middle = "middle_block.1" if "middle_block.1.norm.bias" in weights else "mid_block.attentions.0"
     block = f"{middle}.transformer_blocks.0"
     check_every_misfit_is_listed(
-        to_params,
-        to_state_dict,
-        weights,
+        network,
         removed=f"{block}.ff.net.0.proj.bias",
         cut=f"{block}.attn2.to_k.weight",
         layer="time_2",
     )
 
 
-@pytest.fixture
-def transformer(shared_golden):
-    arrays, meta, weights = load(shared_golden, "transformer2d")
-    return arrays, meta, weights, meta["config"]
-
-
-def test_transformer2d(transformer, highest):
-    arrays, meta, weights, config = transformer
-    model = conditional.transformer2d_from_config(config)
-    to_params = partial(conditional.transformer2d_to_params, config=config)
-    to_state_dict = partial(conditional.params_to_transformer2d, config=config)
+def test_transformer2d(shared_golden, highest):
+    network = stored(shared_golden, "transformer2d", TRANSFORMER)
     check(
-        lambda params, x, ctx: model.apply({"params": params}, x, ctx),
-        to_params(weights),
-        to_state_dict,
-        arrays,
-        meta,
+        lambda params, x, ctx: network.model.apply({"params": params}, x, ctx),
+        network,
         output="sample",
         inputs=("x", "ctx"),
     )
-    check_there_and_back(to_params, to_state_dict, weights)
+    check_there_and_back(network)
     check_every_misfit_is_listed(
-        to_params,
-        to_state_dict,
-        weights,
-        removed="proj_in.bias",
-        cut="transformer_blocks.0.attn2.to_v.weight",
-        layer="project_out",
+        network, removed="proj_in.bias", cut="transformer_blocks.0.attn2.to_v.weight", layer="project_out"
     )
 
 

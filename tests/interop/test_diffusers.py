@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,7 @@ import pytest
 
 from ddpm_jax.interop import ddim, diffusers, layers
 from tests.helpers import relative_rms
-from tests.interop.golden_networks import check, check_every_misfit_is_listed, check_there_and_back, load, nhwc
+from tests.interop.golden_networks import check, check_every_misfit_is_listed, check_there_and_back, load, nhwc, stored
 
 UNET2D = (diffusers.unet_from_config, diffusers.unet2d_to_params, diffusers.params_to_unet2d)
 NETWORKS = {
@@ -31,12 +30,7 @@ NO_GRADIENT = {
 
 @pytest.fixture(params=NETWORKS, scope="module")
 def network(request, shared_golden):
-    """(arrays, meta, weights, model, to_params, to_state_dict) of one stored network."""
-    arrays, meta, weights = load(shared_golden, request.param)
-    from_config, to_params, to_state_dict = NETWORKS[request.param]
-    config = meta["config"]
-    model, to_params = from_config(config), partial(to_params, config=config)
-    return arrays, meta, weights, model, to_params, partial(to_state_dict, config=config)
+    return stored(shared_golden, request.param, NETWORKS[request.param])
 
 
 def conditioning(arrays, model):
@@ -47,39 +41,32 @@ def conditioning(arrays, model):
 
 def test_output_and_gradients(network, request, highest):
     """float32 against PyTorch's float32, relative to the largest entry of each array."""
-    arrays, meta, weights, model, to_params, to_state_dict = network
+    arrays, model = network.arrays, network.model
     t, given = jnp.asarray(arrays["in.t"], jnp.float32), conditioning(arrays, model)
     check(
         lambda params, x_t: model.apply({"params": params}, x_t, t, **given),
-        to_params(weights),
-        to_state_dict,
-        arrays,
-        meta,
+        network,
         output="sample",
         no_gradient=NO_GRADIENT.get(request.node.callspec.params["network"], r"to_k\.bias"),
     )
 
 
 def test_bfloat16_is_close_to_float32(network):
-    arrays, _, weights, model, to_params, _ = network
+    arrays, model = network.arrays, network.model
     t = jnp.asarray(arrays["in.t"], jnp.float32)
     low = jax.jit(replace(model, dtype=jnp.bfloat16).apply)
-    output = low({"params": to_params(weights)}, nhwc(arrays["in.x"]), t, **conditioning(arrays, model))
+    output = low({"params": network.params}, nhwc(arrays["in.x"]), t, **conditioning(arrays, model))
     # The typical error, 1.2 to 1.9 % measured: 2^-9 for each rounding, some ten layers in a row. The largest of the
     # hundreds of errors is that of an outlier, up to 2.2 % of the largest output.
     assert 1e-3 < relative_rms(output, nhwc(arrays["out.sample"])) < 2e-2
 
 
 def test_there_and_back(network):
-    _, _, weights, _, to_params, to_state_dict = network
-    check_there_and_back(to_params, to_state_dict, weights)
+    check_there_and_back(network)
 
 
 def test_every_misfit_is_listed(network):
-    _, _, weights, _, to_params, to_state_dict = network
-    check_every_misfit_is_listed(
-        to_params, to_state_dict, weights, removed="conv_in.bias", cut="conv_out.weight", layer="norm_out"
-    )
+    check_every_misfit_is_listed(network, removed="conv_in.bias", cut="conv_out.weight", layer="norm_out")
 
 
 def test_attention_names_of_older_diffusers(shared_golden):

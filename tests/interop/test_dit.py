@@ -1,7 +1,6 @@
 """DiT with the weights of facebookresearch/DiT and of diffusers: outputs, gradients, and the way there and back."""
 
 from dataclasses import replace
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ from ddpm_jax.guidance import classifier_free
 from ddpm_jax.interop import dit
 from ddpm_jax.models import bind
 from tests.helpers import relative
-from tests.interop.golden_networks import check, check_every_misfit_is_listed, check_there_and_back, load, nhwc
+from tests.interop.golden_networks import check, check_every_misfit_is_listed, check_there_and_back, load, nhwc, stored
 
 NETWORKS = {
     "dit_learn_sigma": (dit.dit_from_config, dit.dit_to_params, dit.params_to_dit),
@@ -23,18 +22,7 @@ NETWORKS = {
 
 @pytest.fixture(params=NETWORKS, scope="module")
 def network(request, shared_golden):
-    """(arrays, meta, weights, model, to_params, to_state_dict) of one stored network."""
-    arrays, meta, weights = load(shared_golden, request.param)
-    from_config, to_params, to_state_dict = NETWORKS[request.param]
-    config = meta["config"]
-    return (
-        arrays,
-        meta,
-        weights,
-        from_config(config),
-        partial(to_params, config=config),
-        partial(to_state_dict, config=config),
-    )
+    return stored(shared_golden, request.param, NETWORKS[request.param])
 
 
 def inputs(arrays):
@@ -42,42 +30,35 @@ def inputs(arrays):
 
 
 def test_output_and_gradients(network, highest):
-    arrays, meta, weights, model, to_params, to_state_dict = network
-    t, y = inputs(arrays)
+    t, y = inputs(network.arrays)
     check(
-        lambda params, x_t: model.apply({"params": params}, x_t, t, y=y),
-        to_params(weights),
-        to_state_dict,
-        arrays,
-        meta,
+        lambda params, x_t: network.model.apply({"params": params}, x_t, t, y=y),
+        network,
         output="sample",
         no_gradient=r"to_k\.bias",
-        constants=("pos_embed",) if "pos_embed" in weights else (),
+        constants=("pos_embed",) if "pos_embed" in network.weights else (),
     )
 
 
 def test_bfloat16_is_close_to_float32(network):
-    arrays, _, weights, model, to_params, _ = network
+    arrays = network.arrays
     t, y = inputs(arrays)
-    low = replace(model, dtype=jnp.bfloat16)
-    output = jax.jit(low.apply)({"params": to_params(weights)}, nhwc(arrays["in.x"]), t, y=y)
+    low = replace(network.model, dtype=jnp.bfloat16)
+    output = jax.jit(low.apply)({"params": network.params}, nhwc(arrays["in.x"]), t, y=y)
     assert output.dtype == jnp.float32
     assert 1e-4 < relative(output, nhwc(arrays["out.sample"])) < 2e-2
 
 
 def test_there_and_back(network):
-    _, _, weights, _, to_params, to_state_dict = network
-    check_there_and_back(to_params, to_state_dict, weights)
+    check_there_and_back(network)
 
 
 def test_every_misfit_is_listed(network):
-    _, _, weights, _, to_params, to_state_dict = network
+    weights = network.weights
     first = "transformer_blocks.0" if "proj_out_1.weight" in weights else "blocks.0"
     mlp = "ff.net.2" if "proj_out_1.weight" in weights else "mlp.fc2"
     check_every_misfit_is_listed(
-        to_params,
-        to_state_dict,
-        weights,
+        network,
         removed=f"{first}.{mlp}.bias",
         cut=f"{first}.{mlp}.weight",
         layer="modulation",

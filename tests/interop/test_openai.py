@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ import pytest
 from ddpm_jax.interop import layers, openai
 from ddpm_jax.interop.openai_published import CONFIGS
 from tests.helpers import relative_rms
-from tests.interop.golden_networks import check, check_every_misfit_is_listed, check_there_and_back, load, nhwc
+from tests.interop.golden_networks import check, check_every_misfit_is_listed, check_there_and_back, load, nhwc, stored
 
 UNET = (openai.unet_from_config, openai.unet_to_params, openai.params_to_unet)
 CLASSIFIER = (openai.classifier_from_config, openai.classifier_to_params, openai.params_to_classifier)
@@ -38,20 +37,9 @@ NO_GRADIENT = {
 
 @pytest.fixture(params=NETWORKS, scope="module")
 def network(request, shared_golden):
-    """(arrays, meta, weights, model, to_params, to_state_dict) of one stored network."""
-    arrays, meta, weights = load(shared_golden, request.param)
-    config = dict(meta["config"])
-    if "SuperResModel" in meta["cls"]:
-        config["in_channels"] *= 2
-    from_config, to_params, to_state_dict = NETWORKS[request.param]
-    return (
-        arrays,
-        meta,
-        weights,
-        from_config(config),
-        partial(to_params, config=config),
-        partial(to_state_dict, config=config),
-    )
+    # A SuperResModel's first convolution sees twice the channels of its config.
+    changes = {"in_channels": 6} if request.param == "guided_superres" else {}
+    return stored(shared_golden, request.param, NETWORKS[request.param], **changes)
 
 
 def conditioning(arrays):
@@ -60,17 +48,14 @@ def conditioning(arrays):
 
 
 def test_output_and_gradients(network, request, highest):
-    arrays, meta, weights, model, to_params, to_state_dict = network
+    arrays, model = network.arrays, network.model
     t, given = jnp.asarray(arrays["in.t"], jnp.float32), conditioning(arrays)
     inputs = ("x", "low_res") if "low_res" in given else ("x",)
     check(
         lambda params, *images: model.apply(
             {"params": params}, images[0], t, **given | dict(zip(inputs[1:], images[1:], strict=True))
         ),
-        to_params(weights),
-        to_state_dict,
-        arrays,
-        meta,
+        network,
         output="logits" if "out.logits" in arrays else "sample",
         inputs=inputs,
         no_gradient=NO_GRADIENT[request.node.callspec.params["network"]],
@@ -78,25 +63,21 @@ def test_output_and_gradients(network, request, highest):
 
 
 def test_there_and_back(network):
-    _, _, weights, _, to_params, to_state_dict = network
-    check_there_and_back(to_params, to_state_dict, weights)
+    check_there_and_back(network)
 
 
 def test_bfloat16_is_close_to_float32(network):
-    arrays, _, weights, model, to_params, _ = network
+    arrays, model = network.arrays, network.model
     t = jnp.asarray(arrays["in.t"], jnp.float32)
     low = jax.jit(replace(model, dtype=jnp.bfloat16).apply)
-    output = low({"params": to_params(weights)}, nhwc(arrays["in.x"]), t, **conditioning(arrays))
+    output = low({"params": network.params}, nhwc(arrays["in.x"]), t, **conditioning(arrays))
     expected = nhwc(arrays["out.logits" if "out.logits" in arrays else "out.sample"])
     assert output.dtype == jnp.float32
     assert 1e-3 < relative_rms(output, expected) < 2e-2  # 0.2 to 1.6 % measured
 
 
 def test_every_misfit_is_listed(network):
-    _, _, weights, _, to_params, to_state_dict = network
-    check_every_misfit_is_listed(
-        to_params, to_state_dict, weights, removed="time_embed.0.bias", cut="time_embed.2.weight", layer="time_1"
-    )
+    check_every_misfit_is_listed(network, removed="time_embed.0.bias", cut="time_embed.2.weight", layer="time_1")
 
 
 def test_a_qkv_of_the_wrong_size_is_named(shared_golden):

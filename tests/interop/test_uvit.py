@@ -1,7 +1,5 @@
 """U-ViT with weights named and laid out as in baofff/U-ViT: output, gradients, the way there and back, errors."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,10 +8,11 @@ import pytest
 from ddpm_jax.interop import layers, uvit
 from ddpm_jax.models.uvit import SIZES, UViT
 from tests.helpers import golden
-from tests.interop.golden_networks import check, check_every_misfit_is_listed, check_there_and_back
+from tests.interop.golden_networks import check, check_every_misfit_is_listed, check_there_and_back, network_of
 
 SMALL = {"img_size": 4, "patch_size": 2, "in_chans": 3, "embed_dim": 16, "depth": 4, "num_heads": 2, "num_classes": 5}
 ALL = SMALL | {"qkv_bias": True, "mlp_time_embed": True}
+FAMILY = (uvit.uvit_from_config, uvit.uvit_to_params, uvit.params_to_uvit)
 
 
 def random_weights(config):
@@ -30,27 +29,17 @@ def test_output_and_gradients(highest):
     config, rng = meta["config"], np.random.RandomState(0)
     shapes = {name: array.shape for name, array in random_weights(config).items()}
     weights = {name: (0.2 * rng.standard_normal(shapes[name])).astype(np.float32) for name in sorted(shapes)}
-    model = uvit.uvit_from_config(config)
+    network = network_of(FAMILY, config, weights, arrays, meta)
     t, y = jnp.asarray(arrays["in.t"]), jnp.asarray(arrays["in.y"], jnp.int32)
-    check(
-        lambda params, x_t: model.apply({"params": params}, x_t, t, y=y),
-        uvit.uvit_to_params(weights, config),
-        partial(uvit.params_to_uvit, config=config),
-        arrays,
-        meta,
-        output="sample",
-    )
+    check(lambda params, x_t: network.model.apply({"params": params}, x_t, t, y=y), network, output="sample")
 
 
 @pytest.mark.parametrize("config", [SMALL, ALL], ids=["published", "all"])
 def test_there_and_back(config):
-    to_params, to_state_dict = partial(uvit.uvit_to_params, config=config), partial(uvit.params_to_uvit, config=config)
-    weights = random_weights(config)
-    check_there_and_back(to_params, to_state_dict, weights)
+    network = network_of(FAMILY, config, random_weights(config), {}, {})
+    check_there_and_back(network)
     check_every_misfit_is_listed(
-        to_params,
-        to_state_dict,
-        weights,
+        network,
         removed="mid_block.mlp.fc2.bias",
         cut="out_blocks.1.skip_linear.weight",
         layer="norm_out",

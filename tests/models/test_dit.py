@@ -88,6 +88,13 @@ def test_positions():
             np.testing.assert_allclose(table[2 * i + j], expected, rtol=1e-6, atol=1e-9)
 
 
+def test_positions_equal_stored_ones(shared_golden):
+    """Those of diffusers are places in a grid of 16 x 16, whatever the number of patches: every fourth of 16 here."""
+    arrays = np.load(shared_golden / "networks" / "time_embeddings.npz", allow_pickle=False)
+    table = sincos_positions(16, 16, 16).reshape(16, 16, 16)[::4, ::4]
+    np.testing.assert_allclose(table.reshape(16, 16), arrays["sincos2d.dim16.grid4"], atol=1e-7)
+
+
 def test_unpatchify_puts_every_pixel_back():
     image = np.arange(2 * 4 * 6 * 3, dtype=np.float32).reshape(2, 4, 6, 3)
     tokens = [image[:, i : i + 2, j : j + 2].reshape(2, -1) for i in (0, 2) for j in (0, 2, 4)]

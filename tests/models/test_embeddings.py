@@ -7,18 +7,23 @@ import pytest
 from ddpm_jax.models.embeddings import timestep_embedding
 
 
+@pytest.mark.parametrize("scale", [1, 1000])
 @pytest.mark.parametrize("dim", [16, 17, 64])
 @pytest.mark.parametrize(("flip", "shift"), [(0, 0), (0, 1), (1, 0), (1, 1)])
-def test_equals_stored_embeddings(dim, flip, shift, shared_golden):
-    """diffusers' four conventions; the DDIM repository has the second of them, OpenAI's code the third."""
+def test_equals_stored_embeddings(scale, dim, flip, shift, shared_golden):
+    """diffusers' four conventions; the DDIM repository has the second of them, OpenAI's code the third.
+
+    Their scale is a factor of the time.
+    """
     arrays = np.load(shared_golden / "networks" / "time_embeddings.npz", allow_pickle=False)
-    names = [f"diffusers.dim{dim}.flip{flip}.shift{shift}.scale1"]
-    names += {(0, 1): [f"ddim.dim{dim}"], (1, 0): [f"guided.dim{dim}"]}.get((flip, shift), [])
-    t = jnp.asarray(arrays["t"])
-    actual = timestep_embedding(t, dim, cosine_first=bool(flip), endpoint=bool(shift))
+    names = [f"diffusers.dim{dim}.flip{flip}.shift{shift}.scale{scale}"]
+    if scale == 1:
+        names += {(0, 1): [f"ddim.dim{dim}"], (1, 0): [f"guided.dim{dim}"]}.get((flip, shift), [])
+    t = scale * arrays["t"]
+    actual = timestep_embedding(jnp.asarray(t), dim, cosine_first=bool(flip), endpoint=bool(shift))
     for name in names:
         # The angle t * w is rounded to float32: its error grows with t.
-        error = np.abs(actual - arrays[name]) / np.maximum(1, np.abs(arrays["t"]))[:, None]
+        error = np.abs(actual - arrays[name]) / np.maximum(1, np.abs(t))[:, None]
         assert error.max() < 3e-7, name
 
 

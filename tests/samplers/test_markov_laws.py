@@ -218,6 +218,15 @@ def test_classifier_free_scales():
     np.testing.assert_allclose(of(scale=0.0), u(x, t))
 
 
+def test_classifier_free_leaves_the_learned_variance():
+    """Twice the channels: guidance acts on the prediction, the variance is the conditional network's."""
+    c, u = (lambda x, t, i=i: jnp.concatenate([x + i, x * 0 + i], axis=-1) for i in (1, -2))
+    x = jnp.ones((2, 3))
+    found = guidance.classifier_free(c, u, scale=3.0)(x, jnp.zeros(2))
+    np.testing.assert_allclose(found[:, :3], -1 + 3.0 * (2 - -1) * x)
+    np.testing.assert_array_equal(found[:, 3:], x)
+
+
 def test_classifier_guidance_samples_the_product_of_gaussians(x64):
     """p(x_0) p(y | x_0) with both Gaussian in x_t is Gaussian; the DDIM form with exact scores is exact guidance."""
     mean, cov, target, spread = np.array([0.4]), np.array([[0.3]]), 1.0, 0.2

@@ -1,0 +1,246 @@
+"""Pictures from a trained network, with any sampler, in batches: a run of ours, or what interop.load reads.
+
+Image i of a seed is the same whatever the number of images and the size of the batches are.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from ddpm_jax import checkpoint, guidance, images, samplers
+from ddpm_jax.checkpoint import Say
+from ddpm_jax.interop import FirstStage, Loaded
+from ddpm_jax.models import DiT, UNet, UViT, bind
+from ddpm_jax.process import ModelFn
+from ddpm_jax.samplers.catalogue import make_table, make_table_at
+from ddpm_jax.samplers.configs.common import Preset
+from ddpm_jax.schedules import Schedule
+from ddpm_jax.train import build
+
+
+@dataclass(frozen=True)
+class Source:
+    """What pictures are drawn from.
+
+    Attributes:
+      model: the network.
+      params: its parameters.
+      image_shape: (H, W, C) of what it denoises.
+      schedule: of its training.
+      variance: of the reverse step.
+      model_fn: (params, **conditioning) -> what samplers call network.
+      denoiser: from that to what samplers call.
+      sampler: name of the default sampler; None for the own one, which is
+      own: (number of steps) -> table and denoiser.
+      first_stage: the autoencoder, if latents are drawn.
+    """
+
+    model: nn.Module
+    params: Any
+    image_shape: tuple[int, int, int]
+    schedule: Schedule
+    variance: str
+    model_fn: Callable[..., ModelFn]
+    denoiser: Callable[[ModelFn], samplers.Denoise]
+    sampler: str | None
+    own: Callable[[int], Preset] | None = None
+    first_stage: FirstStage | None = None
+
+
+def of_run(workdir: Path, say: Say) -> Source:
+    """The averaged parameters of a run's newest intact checkpoint.
+
+    Raises:
+      FileNotFoundError: no run in this directory, or no checkpoint.
+      ValueError: a damaged run.
+    """
+    info = checkpoint.load_run(workdir)
+    config, shape = info.config, info.image_shape
+    schedule, model = build.make_schedule(config.schedule), build.make_model(config, shape)
+    return Source(
+        model,
+        checkpoint.restore_ema(workdir, build.params_template(model, shape), say),
+        shape,
+        schedule,
+        config.objective.variance,
+        lambda params, **conditioning: bind(model, params, **conditioning),
+        build.make_denoiser(config.objective, schedule, config.sample.clip),
+        sampler="ddim",
+    )
+
+
+def of_loaded(loaded: Loaded) -> Source:
+    """A network that interop.load has read.
+
+    Raises:
+      ValueError: one that needs more than an image, a time and a label, such as a text.
+    """
+    _refuse_other_inputs(loaded)
+    own = loaded.scheduler_config is not None
+    return Source(
+        loaded.model,
+        loaded.params,
+        loaded.image_shape,
+        loaded.schedule,
+        loaded.variance,
+        loaded.model_fn,
+        loaded.denoiser,
+        sampler=None if own else loaded.sampler,
+        own=loaded.default_sampler if own else None,
+        first_stage=loaded.first_stage,
+    )
+
+
+def _refuse_other_inputs(loaded: Loaded) -> None:
+    model, channels = loaded.model, loaded.image_shape[-1]
+    if not isinstance(model, UNet | DiT | UViT):
+        raise ValueError(f"no picture can be drawn from a {type(model).__name__}")
+    if not isinstance(model, UNet):
+        return
+    needs = []
+    if model.transformer_depth:
+        needs.append("a context, such as the embedding of a text (context=)")
+    if model.class_embed_type is not None:
+        needs.append("an embedding or a number as its class (y=)")
+    if loaded.params["conv_in"]["kernel"].shape[2] != channels:
+        needs.append("images beside the noisy one (low_res= or concat=)")
+    if needs:
+        raise ValueError(
+            f"this network needs {' and '.join(needs)}, which the command line does not give: in Python, "
+            "ddpm_jax.interop.load(...).model_fn takes it"
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------- options
+
+
+def preset(
+    source: Source, sampler: str | None, num_steps: int, grid: str | None, timesteps: Sequence[int] | None
+) -> Preset:
+    """(table, denoiser) of a sampler of the catalogue, or of the source's own.
+
+    Args:
+      source: of the network.
+      sampler: its name; None for the source's default.
+      num_steps: how many steps, unless there are timesteps.
+      grid: where; None for the sampler's own grid.
+      timesteps: or exactly where.
+
+    Raises:
+      ValueError: unknown names; both grid and timesteps; either with the source's own sampler; a number of steps that
+        the sampler has not.
+    """
+    if grid is not None and timesteps is not None:
+        raise ValueError(f"give either grid or timesteps, got {grid!r} and {list(timesteps)}")
+    name = source.sampler if sampler is None else sampler
+    if name is None:
+        assert source.own is not None
+        if grid is not None or timesteps is not None:
+            given = f"grid {grid!r}" if grid is not None else f"timesteps {list(timesteps or ())}"
+            raise ValueError(f"its own sampler comes with its own steps: give a sampler together with {given}")
+        return source.own(num_steps)
+    if timesteps is None:
+        table = make_table(name, source.schedule, num_steps, grid, variance=source.variance)
+    else:
+        table = make_table_at(name, source.schedule, timesteps, variance=source.variance)
+    return Preset(table, source.denoiser)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Image i is of class i mod num_classes, or all are of one; no class where num_classes is None."""
+
+    num_classes: int | None
+    null: int | None  # the label that stands for no class
+    one: int | None = None
+    guidance_scale: float | None = None
+
+    def of(self, first: int, n: int) -> np.ndarray | None:
+        """[n] int32 for the images first, first + 1, ..."""
+        if self.num_classes is None:
+            return None
+        index = first + np.arange(n)
+        return np.asarray(index % self.num_classes if self.one is None else np.full(n, self.one), np.int32)
+
+
+def labels(source: Source, label: int | None, guidance_scale: float | None) -> Labels:
+    """Which labels the images get.
+
+    Args:
+      source: of the network.
+      label: of all images; None for each class in turn.
+      guidance_scale: of classifier-free guidance, u + scale (c - u).
+
+    Raises:
+      ValueError: a label for a network without classes, or none of its classes; guidance without a label that stands
+        for no class.
+    """
+    model = source.model
+    num_classes = model.num_classes if isinstance(model, UNet | DiT | UViT) else None
+    null = num_classes if isinstance(model, DiT) and model.null_label else None
+    if label is not None and (num_classes is None or not 0 <= label < num_classes):
+        allowed = "has no classes" if num_classes is None else f"has the labels 0 .. {num_classes - 1}"
+        raise ValueError(f"the network {allowed}, got label {label}")
+    if guidance_scale is not None and null is None:
+        raise ValueError(f"the network has no label that stands for no class, got guidance_scale {guidance_scale}")
+    return Labels(num_classes, null, label, guidance_scale)
+
+
+# ---------------------------------------------------------------------------------------------------------- drawing
+
+
+def pictures(
+    source: Source, drawn_with: Preset, labels: Labels, num_images: int, batch_size: int, seed: int
+) -> Iterator[np.ndarray]:
+    """uint8 [B, H, W, C], batch after batch, num_images in all.
+
+    Raises:
+      ValueError: num_images or batch_size below 1.
+    """
+    for name, value in (("num_images", num_images), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    return _pictures(source, drawn_with, labels, num_images, min(batch_size, num_images), seed)
+
+
+def _pictures(
+    source: Source, drawn_with: Preset, labels: Labels, num_images: int, batch_size: int, seed: int
+) -> Iterator[np.ndarray]:
+    shape = (batch_size, *source.image_shape)
+    table, denoiser = drawn_with
+    first_stage = source.first_stage
+
+    @jax.jit
+    def draw(params: Any, decoder_params: Any, first_index: jax.Array, y: jax.Array | None) -> jax.Array:
+        model_fn = source.model_fn(params) if y is None else _guided(source, params, y, labels)
+        x_0 = samplers.sample(denoiser(model_fn), table, jax.random.key(seed), shape, first_index=first_index)
+        return x_0 if first_stage is None else replace(first_stage, params=decoder_params).decode(x_0)
+
+    params = jax.device_put((source.params, first_stage and first_stage.params))
+    for first in range(0, num_images, batch_size):
+        x_0 = draw(*params, np.uint32(first), labels.of(first, batch_size))
+        yield images.to_uint8(x_0)[: num_images - first]
+
+
+def _guided(source: Source, params: Any, y: jax.Array, labels: Labels) -> ModelFn:
+    conditional = source.model_fn(params, y=y)
+    if labels.guidance_scale is None:
+        return conditional
+    assert labels.null is not None
+    unconditional = source.model_fn(params, y=jnp.full_like(y, labels.null))
+    return guidance.classifier_free(conditional, unconditional, scale=labels.guidance_scale)
+
+
+def save_npz(path: Path, pictures: np.ndarray) -> None:
+    """images [N, H, W, C] uint8, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "wb") as file:
+        np.savez_compressed(file, images=pictures)
+    partial.replace(path)

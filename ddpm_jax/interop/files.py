@@ -1,0 +1,177 @@
+"""Weights on disk: safetensors, .npz and PyTorch's files, told apart by their first bytes, never by their names.
+
+Nothing in a file is executed. PyTorch's files are pickles: they go through torch.load(weights_only=True), which makes
+arrays, numbers and containers only and refuses anything else. Half precision, float16 and bfloat16, becomes float32,
+which holds every such number exactly; other arrays stay as they are.
+"""
+
+import argparse
+import importlib
+import pickle
+import re
+import struct
+import types
+import zipfile
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+
+# The first bytes of a zip archive, and of what torch.save wrote before it wrote zip archives.
+ZIP = b"PK\x03\x04"
+LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9"
+# What these readers raise about bytes that are none of theirs: they check some of what they read, not all of it.
+DAMAGED = (
+    *(ArithmeticError, AssertionError, AttributeError, BufferError, EOFError, LookupError, MemoryError, OSError),
+    *(RuntimeError, TypeError, ValueError, pickle.UnpicklingError, struct.error, zipfile.BadZipFile, zlib.error),
+)
+SAFETENSORS_DTYPES = {
+    **{"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "BOOL": "?"},
+    **{f"{kind}{8 * size}": f"<{kind.lower()}{size}" for kind in "IU" for size in (1, 2, 4, 8)},
+}
+
+
+class ModelCheckpoint:
+    """Stands for the class of PyTorch Lightning, which latent-diffusion's files name as a key; it does nothing."""
+
+
+# Classes that files of weights name beside arrays. Only the second would be known anyway, and neither runs code.
+HARMLESS = [
+    (ModelCheckpoint, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
+    (argparse.Namespace, "argparse.Namespace"),
+]
+
+
+def read(path: Path) -> Any:
+    """What a file holds: a mapping from names to NumPy arrays, or, from PyTorch, also lists and mappings of such.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: empty, damaged, of no known format, or with more in it than arrays, numbers and containers.
+      ImportError: it is PyTorch's, and torch is not installed.
+    """
+    with path.open("rb") as file:
+        start = file.read(16)
+    if not start:
+        raise ValueError("the file is empty")
+    if start.startswith(ZIP):
+        return _read_zip(path)
+    if start.startswith(LEGACY_TORCH):
+        return _read_torch(path)
+    if start[8:9] == b"{":
+        return _read_safetensors(path)
+    if start[0] == 0x80 and start[1:2] <= b"\x05":
+        raise ValueError("the file is a pickle, which can run any code when it is read: refused")
+    raise ValueError(f"neither safetensors nor .npz nor a file of PyTorch: it starts with {start[:8]!r}")
+
+
+def read_state_dict(path: Path) -> dict[str, np.ndarray]:
+    """The arrays by name of a file that holds nothing else.
+
+    Raises:
+      FileNotFoundError, ImportError: as read.
+      ValueError: as read; or more than arrays by name.
+    """
+    found = read(path)
+    if not is_state_dict(found):
+        raise ValueError(f"{path.name} does not hold arrays by name")
+    return found
+
+
+def is_state_dict(value: Any) -> bool:
+    """Whether this is a mapping from names to arrays, and not an empty one."""
+    return (
+        isinstance(value, Mapping)
+        and bool(value)
+        and all(isinstance(name, str) and isinstance(array, np.ndarray) for name, array in value.items())
+    )
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    try:
+        tensors = safetensors.deserialize(path.read_bytes())
+    except (safetensors.SafetensorError, *DAMAGED) as error:
+        raise ValueError(f"a damaged safetensors file: {_line(error)}") from error
+    arrays = {}
+    for name, tensor in sorted(tensors, key=lambda item: item[0]):  # they come in any order
+        dtype = SAFETENSORS_DTYPES.get(tensor["dtype"])
+        if dtype is None:
+            raise ValueError(f"{name} is {tensor['dtype']}, which is none of {', '.join(SAFETENSORS_DTYPES)}")
+        array = np.frombuffer(tensor["data"], dtype).reshape(tensor["shape"])
+        if tensor["dtype"] == "BF16":  # the upper half of a float32
+            array = (array.astype(np.uint32) << 16).view(np.float32)
+        arrays[name] = _widened(array)
+    return arrays
+
+
+def _read_zip(path: Path) -> Any:
+    """An .npz or a file of PyTorch."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names, damaged = archive.namelist(), archive.testzip()  # torch.load ignores the checksums
+    except DAMAGED as error:
+        raise ValueError(f"a truncated or damaged zip archive: {_line(error)}") from error
+    if damaged is not None:
+        raise ValueError(f"a damaged zip archive: {damaged} in it has another checksum")
+    if any(name.endswith("data.pkl") for name in names):
+        return _read_torch(path)
+    if not names or not all(name.endswith(".npy") for name in names):
+        raise ValueError(f"a zip archive that is neither .npz nor a file of PyTorch: it holds {names[:3]}")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: _widened(file[name]) for name in file.files}
+    except DAMAGED as error:
+        raise ValueError(f"an .npz file that is damaged or holds more than arrays: {_line(error)}") from error
+
+
+def _read_torch(path: Path) -> Any:
+    torch = _torch()
+    try:
+        with torch.serialization.safe_globals(HARMLESS):
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except DAMAGED as error:
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        if refused:
+            raise ValueError(
+                f"refused: a file of PyTorch that names {refused[1]}, and so may run code when it is read; only "
+                "arrays, numbers and containers are read (weights_only=True)"
+            ) from error
+        # Around this error PyTorch puts one that explains how to run the file.
+        raise ValueError(f"a damaged file of PyTorch: {_line(error.__context__ or error)}") from error
+    return _as_arrays(found, torch)
+
+
+def _torch() -> types.ModuleType:
+    try:
+        return importlib.import_module("torch")
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            "this is a file of PyTorch, and only torch reads those: pip install torch"
+        ) from error
+
+
+def _as_arrays(value: Any, torch: types.ModuleType) -> Any:
+    """The same containers with arrays for tensors."""
+    if isinstance(value, torch.Tensor):
+        if value.is_sparse or value.is_quantized:
+            raise ValueError("a file of PyTorch with sparse or quantized tensors, of which none are known here")
+        value = value.detach()
+        return (value.float() if value.dtype in (torch.float16, torch.bfloat16) else value).numpy()
+    if isinstance(value, Mapping):
+        return {key: _as_arrays(item, torch) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_arrays(item, torch) for item in value]
+    return value
+
+
+def _widened(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float32) if array.dtype == np.float16 else array
+
+
+def _line(error: BaseException) -> str:
+    """The first line of an error's message."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}{': ' + lines[0] if lines else ''}"

@@ -1,0 +1,54 @@
+"""Checkpoints on the Hugging Face Hub, by name: "google/ddpm-cifar10-32" or "google/ddpm-cifar10-32@revision"."""
+
+import importlib
+from pathlib import Path
+
+# The parts of a pipeline that are read, the old ones at the top; and in this order, until there are weights: those that
+# can run no code, PyTorch's, other variants.
+PARTS = ("", "unet/", "transformer/", "vae/", "vqvae/", "movq/")
+STEM = "diffusion_pytorch_model"
+WEIGHTS = (
+    (f"{STEM}.safetensors", f"{STEM}-*-of-*.safetensors"),
+    (f"{STEM}.bin", f"{STEM}-*-of-*.bin"),
+    (f"{STEM}.*.safetensors",),
+)
+
+
+def fetch(name: str) -> Path:
+    """The folder in the local cache with the configurations and weights of a repository, downloaded if they are not.
+
+    Args:
+      name: owner/name or owner/name@revision, a branch, tag or commit.
+
+    Raises:
+      ValueError: another form of name.
+      FileNotFoundError: no such repository or revision, no way to it, or no weights in it.
+      ImportError: huggingface_hub is not installed.
+    """
+    repository, _, revision = name.partition("@")
+    if repository.count("/") != 1 or not all(repository.split("/")) or name.endswith("@"):
+        raise ValueError(f"a name on the hub must be hf:owner/name or hf:owner/name@revision, got {'hf:' + name!r}")
+    try:
+        hub = importlib.import_module("huggingface_hub")
+    except ModuleNotFoundError as error:
+        raise ImportError("names on the hub need huggingface_hub: pip install 'ddpm-jax[hub]'") from error
+    wanted, folder = ["*.json"], Path()
+    for patterns in WEIGHTS:
+        wanted += [part + pattern for part in PARTS for pattern in patterns]
+        try:
+            folder = Path(hub.snapshot_download(repository, revision=revision or None, allow_patterns=wanted))
+        except OSError as error:
+            said = str(error).strip() or type(error).__name__
+            raise FileNotFoundError(f"hf:{name}: {said.splitlines()[0]}") from error
+        models = [folder / part for part in PARTS if (folder / part / "config.json").is_file()]
+        # Beside the parts of a pipeline, a config.json at the top is no model's.
+        models = [model for model in models if model != folder] or models
+        if models and all(map(_has_weights, models)):
+            return folder
+    raise FileNotFoundError(
+        f"hf:{name} is no model of diffusers: it has no config.json with {STEM}.safetensors or .bin"
+    )
+
+
+def _has_weights(folder: Path) -> bool:
+    return any(path.suffix in (".safetensors", ".bin") for path in folder.glob(f"{STEM}*"))

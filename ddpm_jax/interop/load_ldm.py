@@ -1,0 +1,148 @@
+"""Checkpoints of CompVis/latent-diffusion and Stable Diffusion: U-Net, first stage and schedule in one file.
+
+The weights of the U-Net are those of the moving average ("model_ema.") where the file has them, since their code
+samples with those unless its use_ema is off. The encoder of the condition ("cond_stage_model.") is left out.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ddpm_jax.names import choose, unknown
+
+from .. import schedules
+from ..samplers.denoise import PredictionType
+from ..schedules import Schedule
+from . import autoencoder, ldm, openai, shown
+from .load_openai import ABSENT
+from .loaded import FirstStage, Loaded
+from .published import LATENT_DIFFUSION
+
+UNET, EMA, FIRST_STAGE = "model.diffusion_model.", "model_ema.", "first_stage_model."
+# Arguments of LatentDiffusion that are read here; None: must be said by the file, a published model or the config.
+SETTINGS = {
+    "unet_config": None,
+    "first_stage_config": {},
+    "linear_start": None,
+    "linear_end": None,
+    "beta_schedule": "linear",
+    "timesteps": 1000,
+    "image_size": None,
+    "parameterization": None,
+    "scale_factor": 1.0,
+    "use_ema": True,
+}
+# Those about training, logging and the condition.
+NO_EFFECT = (
+    *("base_learning_rate", "channels", "ckpt_path", "cond_stage_config", "cond_stage_key", "cond_stage_trainable"),
+    *("concat_mode", "conditioning_key", "finetune_keys", "first_stage_key", "ignore_keys", "log_every_t"),
+    *("loss_type", "monitor", "num_timesteps_cond", "scale_by_std", "scheduler_config"),
+)
+PREDICTIONS: dict[str, PredictionType] = {"eps": "eps", "x0": "x_0", "v": "v"}
+
+
+def load_latent_diffusion(weights: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> Loaded:
+    """LatentDiffusion.
+
+    Args:
+      weights: by name, all of the file.
+      config: `model.params` of their YAML file; {} for a published network.
+
+    Raises:
+      ValueError: no U-Net of theirs; none of the published ones, and settings are missing; settings that are not known
+        here.
+    """
+    for name in config:
+        if name not in (*SETTINGS, *NO_EFFECT):
+            raise unknown("setting of LatentDiffusion", name, SETTINGS)
+    unet = _unet_weights(weights, config.get("use_ema", SETTINGS["use_ema"]))
+    candidates = {name: entry["unet_config"] for name, entry in LATENT_DIFFUSION.items()}
+    absent = ABSENT | {name: default for name, (default, _) in ldm.SETTINGS.items()}
+    given = "unet_config" in config
+    names = [] if given else shown.matches(shown.conditional_unet(unet), candidates, absent)
+    settings = SETTINGS | (LATENT_DIFFUSION[names[0]] if names else {}) | dict(config)
+    missing = [name for name in ("unet_config", "image_size", "parameterization") if settings[name] is None]
+    if missing:
+        raise ValueError(
+            f"{names[0] if names else 'an unpublished LatentDiffusion'}: its weights do not show "
+            f"{', '.join(missing)}; give them as config={{...}}, in the words of model.params of its YAML file"
+        )
+    unet_settings = _params_of(settings["unet_config"])
+    family = ldm if unet_settings.get("use_spatial_transformer", False) else openai
+    model, params = family.unet_from_config(unet_settings), family.unet_to_params(unet, unet_settings)
+    out, size = unet_settings["out_channels"], settings["image_size"]
+    left_out = sum(name.startswith("cond_stage_model.") for name in weights)
+    return Loaded(
+        origin=f"{names[0] if names else 'a LatentDiffusion of CompVis'}; "
+        f"left out: the encoder of its condition, {left_out} arrays",
+        config=unet_settings,
+        model=model,
+        params=params,
+        schedule=_schedule(weights, settings),
+        prediction=choose("parameterization", settings["parameterization"], PREDICTIONS),
+        variance="fixed_small",
+        image_shape=(size, size, out),
+        sampler="ddim",
+        clip=None,
+        first_stage=_first_stage(weights, settings),
+    )
+
+
+def _params_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The arguments of a class, from {"target": class, "params": arguments} or by themselves."""
+    return config["params"] if "params" in config else config
+
+
+def _unet_weights(weights: Mapping[str, np.ndarray], use_ema: bool) -> dict[str, np.ndarray]:
+    """The U-Net's, under its own names: the moving averages, which have no dots in their names, or the plain ones."""
+    plain = {name: name.removeprefix(UNET) for name in weights if name.startswith(UNET)}
+    averages = {name: EMA + name.removeprefix("model.").replace(".", "") for name in plain}
+    found = sum(average in weights for average in averages.values())
+    if found not in (0, len(plain)):
+        raise ValueError(f"moving averages of {found} of the {len(plain)} arrays of the U-Net")
+    return {plain[name]: weights[averages[name] if use_ema and found else name] for name in plain}
+
+
+def _first_stage(weights: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> FirstStage | None:
+    """Their AutoencoderKL or VQModel, as configured or as it shows, without the discriminator it was trained with."""
+    found = {name.removeprefix(FIRST_STAGE): array for name, array in weights.items() if name.startswith(FIRST_STAGE)}
+    found = {name: array for name, array in found.items() if not name.startswith("loss.")}
+    if not found:
+        return None
+    given = _params_of(settings["first_stage_config"])
+    config = _shown_first_stage(found)
+    if given:
+        config = {name: given[name] for name in ("embed_dim", "n_embed") if name in given} | given["ddconfig"]
+    scale = float(weights["scale_factor"]) if "scale_factor" in weights else settings["scale_factor"]
+    return FirstStage(autoencoder.ldm_from_config(config), autoencoder.ldm_to_params(found, config), scale)
+
+
+def _shown_first_stage(weights: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    seen = shown.levels(weights, "encoder.")
+    attention_levels = seen.pop("attention_levels")
+    codes = "quantize.embedding.weight"
+    config = seen | {
+        "in_channels": shown.size(weights, "encoder.conv_in.weight", axis=1),
+        "out_ch": shown.size(weights, "decoder.conv_out.weight"),
+        "z_channels": shown.size(weights, "post_quant_conv.weight"),
+        "embed_dim": shown.size(weights, "post_quant_conv.weight", axis=1),
+        "double_z": codes not in weights,
+        # The weights fit images of any size; this only says at which levels there is attention.
+        "resolution": 256,
+        "attn_resolutions": [256 >> level for level in attention_levels],
+    }
+    return config | ({"n_embed": shown.size(weights, codes)} if codes in weights else {})
+
+
+def _schedule(weights: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> Schedule:
+    """The betas of the file, in float64 where they are those of the settings, since the file has float32."""
+    ends, betas = (settings["linear_start"], settings["linear_end"]), weights.get("betas")
+    if betas is None and None in ends:
+        raise ValueError("the file has no betas: give linear_start and linear_end as config={...}")
+    if None not in ends:
+        exact = schedules.make_beta_schedule(settings["beta_schedule"], settings["timesteps"], *ends)
+        if betas is None or (betas.shape == exact.shape and np.allclose(betas, exact, rtol=1e-6, atol=0)):
+            return schedules.from_betas(exact)
+    assert betas is not None
+    return schedules.from_betas(betas.astype(np.float64))

@@ -1,0 +1,110 @@
+"""What a checkpoint of another project, or one of ours, holds: a network and all that sampling from it needs."""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from ..models import bind
+from ..process import LEARNED, ModelFn
+from ..samplers import Denoise, denoiser, from_diffusers_config
+from ..samplers.catalogue import make_table
+from ..samplers.configs.common import Preset
+from ..samplers.denoise import PredictionType
+from ..schedules import Schedule
+
+# Variance of the reverse step: the catalogue's name of ancestral sampling with it.
+ANCESTRAL = {
+    "fixed_large": "ddpm",
+    "fixed_small": "ddpm_small",
+    "learned": "ddpm_learned",
+    "learned_range": "ddpm_learned_range",
+}
+
+
+@dataclass(frozen=True)
+class FirstStage:
+    """The autoencoder whose latents, times scale, a latent diffusion model diffuses: image = decode(z / scale).
+
+    Source: Rombach et al. 2022 (arXiv:2112.10752), section 3.1 and appendix G.
+    """
+
+    model: nn.Module
+    params: Any
+    scale: float
+
+    def decode(self, z: jax.Array) -> jax.Array:
+        """[B, H, W, 3] images in [-1, 1] from latents z [B, h, w, C]."""
+        images = self.model.apply({"params": self.params}, z / self.scale, method="decode")
+        assert isinstance(images, jax.Array)
+        return images
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A network, its parameters, and how it was trained.
+
+    Attributes:
+      origin: what it is, in words: "a diffusers folder (DDPMPipeline)".
+      config: the settings of the network in the words of its origin, as the interop module of that family takes them.
+      model: the network.
+      params: its parameters: float32, on the host.
+      schedule: of its training.
+      prediction: what it predicts.
+      variance: of the reverse step: fixed_small, fixed_large, learned or learned_range. With a learned one the model
+        has twice the channels.
+      image_shape: (H, W, C) of what it denoises: images, or latents.
+      sampler: the catalogue's name of its default sampler, where there is no scheduler_config.
+      clip: x_0 is clipped to [-clip, clip] at each step; None for no clipping.
+      time_scale: the network is told time_scale times the index of the timestep in its schedule.
+      scheduler_config: diffusers' scheduler_config.json: its default sampler.
+      first_stage: the autoencoder, if it denoises latents.
+    """
+
+    origin: str
+    config: Mapping[str, Any]
+    model: nn.Module
+    params: Any
+    schedule: Schedule
+    prediction: PredictionType
+    variance: str
+    image_shape: tuple[int, int, int]
+    sampler: str = "ddpm"
+    clip: float | None = 1.0
+    time_scale: float = 1.0
+    scheduler_config: Mapping[str, Any] | None = None
+    first_stage: FirstStage | None = None
+
+    def model_fn(self, params: Any = None, **conditioning: Any) -> ModelFn:
+        """model(x_t, time_scale t, **conditioning) with these parameters, by default the loaded ones."""
+        network = bind(self.model, self.params if params is None else params, **conditioning)
+        return lambda x_t, t: network(x_t, self.time_scale * t)
+
+    def denoiser(self, model_fn: ModelFn) -> Denoise:
+        """What samplers call."""
+        variance = self.variance if self.variance in LEARNED else "fixed"
+        return denoiser(model_fn, self.prediction, self.clip, variance=variance)
+
+    def default_sampler(self, num_steps: int) -> Preset:
+        """(table, denoiser) of the sampler it came with: samplers.sample(denoiser(model_fn), table, key, shape).
+
+        Raises:
+          ValueError: a number of steps that the sampler does not have.
+        """
+        if self.scheduler_config is not None:
+            preset = from_diffusers_config(self.scheduler_config, num_steps)
+            # Schedulers that do not know of a learned variance are given the prediction alone.
+            if self.variance in LEARNED and self.scheduler_config.get("variance_type") not in LEARNED:
+                return preset._replace(denoiser=lambda model_fn: preset.denoiser(_prediction_of(model_fn)))
+            return preset
+        table = make_table(self.sampler, self.schedule, num_steps, variance=self.variance)
+        return Preset(table, functools.partial(Loaded.denoiser, self))
+
+
+def _prediction_of(model_fn: ModelFn) -> ModelFn:
+    """The first half of the channels: of a network with a learned variance, what it predicts."""
+    return lambda x_t, t: jnp.split(model_fn(x_t, t), 2, axis=-1)[0]

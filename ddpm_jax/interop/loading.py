@@ -1,0 +1,142 @@
+"""Checkpoints of other projects, recognized by what is in them.
+
+`load` takes a folder of diffusers, or one file with weights of
+  OpenAI's improved-diffusion or guided-diffusion      input_blocks.0.0.weight     load_openai
+  CompVis/latent-diffusion and Stable Diffusion        model.diffusion_model.      load_ldm
+  facebookresearch/DiT                                 x_embedder.proj.weight      dit
+  ermongroup/ddim, pesser/pytorch_diffusion            temb.dense.0.weight         load_ddim
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from ddpm_jax.names import unknown
+
+from .. import schedules
+from . import dit, files, hub
+from .load_ddim import load_ddim
+from .load_diffusers import load_folder
+from .load_ldm import UNET, load_latent_diffusion
+from .load_openai import load_unet
+from .loaded import ANCESTRAL, Loaded
+
+
+def load(path: str | Path, config: Mapping[str, Any] | None = None) -> Loaded:
+    """A network of another project, its parameters, and what sampling from it needs.
+
+    Args:
+      path: a folder of diffusers, of a pipeline or one model; a file of one of the projects above: safetensors, .npz or
+        PyTorch's, which needs torch; or "hf:owner/name" or "hf:owner/name@revision", a folder on the Hugging Face Hub,
+        which needs huggingface_hub. Files are told apart by what is in them. Nothing in them is executed.
+      config: what the file does not say, in the words of its project. Published networks need none: what is not in
+        their weights is known, and a file that looks like one of them is taken for it unless there is a config.
+          diffusers           {"scheduler": scheduler_config.json}, for a folder without one
+          OpenAI              flags: num_heads or num_head_channels, image_size, diffusion_steps, noise_schedule, ...
+          latent-diffusion    model.params of its YAML file
+          DiT                 arguments of the class, for those that do not show
+          ddim                the sections data, model and diffusion of its YAML file, merged
+
+    Raises:
+      FileNotFoundError: no such file, folder or repository; or a part of it is missing.
+      ValueError: a file that is damaged, has more in it than arrays, or is none of these; settings that are missing,
+        not known here, or contradict the weights. Names the file.
+      ImportError: torch or huggingface_hub is needed and not installed.
+    """
+    place = hub.fetch(str(path).removeprefix("hf:")) if str(path).startswith("hf:") else Path(path)
+    given = {} if config is None else config
+    if not place.exists():
+        raise FileNotFoundError(f"no file or folder {place}")
+    try:
+        loaded = load_folder(place, given) if place.is_dir() else _load_file(files.read(place), given)
+        for part in (loaded, loaded.first_stage):
+            _require_float32({} if part is None else part.params)
+        return loaded
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _load_file(found: Any, config: Mapping[str, Any]) -> Loaded:
+    weights = _weights(found)
+    for recognized, load_weights in FAMILIES:
+        if recognized(weights):
+            return load_weights(weights, config)
+    raise ValueError(
+        "weights of no network known here (OpenAI's U-Nets, latent-diffusion, DiT, ddim; diffusers' are read as "
+        f"folders with their config.json); the first of {len(weights)} names: {', '.join(list(weights)[:3])}"
+    )
+
+
+def _weights(found: Any) -> dict[str, np.ndarray]:
+    """The state dict in what a file holds: the moving average where there is one beside the plain weights."""
+    if isinstance(found, Mapping):
+        # Of a training run: Lightning's, DiT's.
+        parts = [found[key] for key in ("state_dict", "ema", "model") if isinstance(found.get(key), Mapping)]
+        found = parts[0] if parts else found
+    elif isinstance(found, list) and found and isinstance(found[0], Mapping):
+        # ddim's: [model, optimizer, epoch, step], with a moving average at the end.
+        found = found[-1] if len(found) == 5 else found[0]
+    if not isinstance(found, Mapping):
+        raise ValueError(f"no arrays by name in it, but {type(found).__name__}")
+    if not files.is_state_dict(found):
+        raise ValueError(f"not arrays by name: {', '.join(map(str, list(found)[:3])) or 'nothing in it'}")
+    weights = dict(found)
+    # torch.nn.DataParallel puts this before every name.
+    if all(name.startswith("module.") for name in weights):
+        weights = {name.removeprefix("module."): array for name, array in weights.items()}
+    return weights
+
+
+def _require_float32(params: Any) -> None:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        if leaf.dtype != np.float32:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise ValueError(f"weights must be float32, float16 or bfloat16, got {leaf.dtype} for {name}")
+
+
+def _load_dit(weights: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> Loaded:
+    """facebookresearch/DiT: of latents, trained on linear betas of T = 1000 with a learned variance (or none)."""
+    for name in config:
+        if name not in DIT_SETTINGS:
+            raise unknown("setting of DiT", name, DIT_SETTINGS)
+    settings = dit.dit_config(weights, config.get("num_heads")) | dict(config)
+    variance = "learned_range" if settings["learn_sigma"] else "fixed_large"
+    size = settings["input_size"]
+    return Loaded(
+        origin="facebookresearch/DiT",
+        config=settings,
+        model=dit.dit_from_config(settings),
+        params=dit.dit_to_params(weights, settings),
+        schedule=schedules.linear_rescaled(1000),
+        prediction="eps",
+        variance=variance,
+        image_shape=(size, size, settings["in_channels"]),
+        sampler=ANCESTRAL[variance],
+        clip=None,
+    )
+
+
+def _load_openai(weights: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> Loaded:
+    if not any(name.startswith("output_blocks.") for name in weights):
+        raise ValueError(
+            "a noisy classifier of OpenAI's, which is no diffusion model: use interop.openai.classifier_to_params"
+        )
+    return load_unet(weights, config)
+
+
+DIT_SETTINGS = (
+    *("input_size", "patch_size", "in_channels", "hidden_size", "depth", "num_heads", "mlp_ratio", "num_classes"),
+    *("learn_sigma", "class_dropout_prob"),
+)
+Family = tuple[
+    Callable[[Mapping[str, np.ndarray]], bool], Callable[[Mapping[str, np.ndarray], Mapping[str, Any]], Loaded]
+]
+FAMILIES: tuple[Family, ...] = (
+    (lambda weights: any(name.startswith(UNET) for name in weights), load_latent_diffusion),
+    (lambda weights: "x_embedder.proj.weight" in weights, _load_dit),
+    (lambda weights: "temb.dense.0.weight" in weights, load_ddim),
+    (lambda weights: "input_blocks.0.0.weight" in weights, _load_openai),
+)

@@ -1,0 +1,101 @@
+"""Networks of the installed diffusers with random weights: there and back bit for bit, and the same outputs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddpm_jax import interop, schedules
+from ddpm_jax.interop import FirstStage, Loaded, ddim, ldm, openai
+from tests.helpers import relative
+from tests.interop import golden_networks
+from tests.parity.live import NETWORKS, OURS, nchw, network, nhwc, weights
+
+DENOISERS = ("ddpm", "adm", "stable_diffusion_1", "stable_diffusion_2", "dit")
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_there_and_back(name, torch, theirs):
+    """PyTorch's arrays to ours to a network of PyTorch with other ones: the same bits, none missing or left over."""
+    net, other = network(torch, theirs, name), network(torch, theirs, name, seed=1)
+    _, to_params, to_state_dict = OURS[NETWORKS[name][0]]
+    config = dict(net.config)
+    back = to_state_dict(to_params(weights(net), config), config)
+    other.load_state_dict({key: torch.from_numpy(array) for key, array in back.items()}, strict=True)
+    for key, tensor in net.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[key]), key
+
+
+@pytest.mark.parametrize("name", DENOISERS)
+def test_denoisers_return_the_same(name, torch, theirs, highest):
+    net = network(torch, theirs, name)
+    from_config, to_params, _ = OURS[NETWORKS[name][0]]
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((2, 8, 8, net.config.in_channels), np.float32)
+    t, y, context = np.array([3.0, 770.0], np.float32), np.array([4, 1]), None
+    given, given_theirs = {}, {}
+    if name in ("adm", "dit"):
+        given, given_theirs = {"y": jnp.asarray(y, jnp.int32)}, {"class_labels": torch.from_numpy(y)}
+    if name.startswith("stable"):
+        context = generator.standard_normal((2, 3, 6), np.float32)
+        given, given_theirs = {"context": context}, {"encoder_hidden_states": torch.from_numpy(context)}
+    with torch.no_grad():
+        expected = nhwc(net(nchw(torch, x), timestep=torch.from_numpy(t), **given_theirs).sample)
+    params = to_params(weights(net), dict(net.config))
+    found = jax.jit(from_config(dict(net.config)).apply)({"params": params}, x, t, **given)
+    assert relative(found, expected) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["kl", "vq"])
+def test_first_stages_return_the_same(name, torch, theirs, highest):
+    net = network(torch, theirs, name)
+    from_config, to_params, _ = OURS[NETWORKS[name][0]]
+    model, params = from_config(dict(net.config)), to_params(weights(net), dict(net.config))
+    x = np.random.default_rng(0).standard_normal((2, 8, 8, 3), np.float32)
+    with torch.no_grad():
+        encoded = net.encode(nchw(torch, x))
+        latents = encoded.latent_dist.mean if name == "kl" else encoded.latents
+        expected = nhwc(latents), nhwc(net.decode(latents).sample)
+
+    def both(params, x):
+        z = model.apply({"params": params}, x, method="encode")
+        z = z.mean if name == "kl" else z
+        return z, model.apply({"params": params}, z, method="decode")
+
+    for found, wanted in zip(jax.jit(both)(params, x), expected, strict=True):
+        assert relative(found, wanted) < 1e-4
+
+
+# --------------------------------------------------------------------------------------------------- other projects'
+
+STORED = {
+    "improved_unet": (openai.unet_from_config, openai.unet_to_params, "UNet2DModel"),
+    "ddim_model": (ddim.unet_from_config, ddim.ddim_to_params, "UNet2DModel"),
+    "ldm_unet_spatial_transformer": (ldm.unet_from_config, ldm.unet_to_params, "UNet2DConditionModel"),
+}
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_diffusers_computes_what_other_projects_recorded(name, torch, theirs, shared_golden, tmp_path):
+    """OpenAI's, DDIM's and latent-diffusion's weights, written by us, run by diffusers, against their own output."""
+    from_config, to_params, class_name = STORED[name]
+    arrays, meta, stored = golden_networks.load(shared_golden, name)
+    model, config, x = from_config(meta["config"]), meta["config"], arrays["in.x"]
+    shape = (*x.shape[2:], x.shape[1])
+    variance = "learned_range" if model.out_channels == 2 * x.shape[1] else "fixed_small"
+    first_stage = None
+    if class_name == "UNet2DConditionModel":
+        kl = network(torch, theirs, "kl")
+        from_kl, kl_to_params, _ = OURS["AutoencoderKL"]
+        first_stage = FirstStage(from_kl(dict(kl.config)), kl_to_params(weights(kl), dict(kl.config)), 0.18215)
+    loaded = Loaded(
+        "a test", config, model, to_params(stored, config), schedules.linear(1000), "eps", variance, shape,
+        first_stage=first_stage,
+    )  # fmt: skip
+    interop.save_diffusers(tmp_path / "folder", loaded)
+    net = getattr(theirs, class_name).from_pretrained(tmp_path / "folder", subfolder="unet")
+    given = {"class_labels": torch.from_numpy(arrays["in.y"])} if "in.y" in arrays else {}
+    given |= {"encoder_hidden_states": torch.from_numpy(arrays["in.ctx"])} if "in.ctx" in arrays else {}
+    with torch.no_grad():
+        output = net(torch.from_numpy(x), torch.from_numpy(arrays["in.t"]), **given).sample
+    assert relative(output.numpy(), arrays["out.sample"]) < 1e-4
