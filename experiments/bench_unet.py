@@ -15,7 +15,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import flax
@@ -51,10 +51,16 @@ def product_flops(f: Callable[..., Any], *args: Any) -> int:
     Not XLA's cost analysis, which adds elementwise work, differs between devices, and leaves the padding out of
     convolutions.
     """
-    return sum(_flops(equation) for equation in _equations(jax.make_jaxpr(f)(*args).jaxpr))
+    return _of_jaxpr(jax.make_jaxpr(f)(*args).jaxpr)
+
+
+def _of_jaxpr(jaxpr: Any) -> int:
+    return sum(_flops(equation) for equation in jaxpr.eqns)
 
 
 def _flops(equation: Any) -> int:
+    if equation.primitive.name == "cond":  # of forms for several platforms, the plain one has the most
+        return max(_of_jaxpr(branch.jaxpr) for branch in equation.params["branches"])
     if equation.primitive.name == "conv_general_dilated":
         kernel = equation.invars[1].aval.shape
         outputs = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
@@ -63,14 +69,7 @@ def _flops(equation: Any) -> int:
         (contracted, _), _ = equation.params["dimension_numbers"]
         left = equation.invars[0].aval.shape
         return 2 * equation.outvars[0].aval.size * math.prod(left[axis] for axis in contracted)
-    return 0
-
-
-def _equations(jaxpr: Any) -> Iterator[Any]:
-    for equation in jaxpr.eqns:
-        yield equation
-        for inner in jaxprs_in_params(equation.params):
-            yield from _equations(inner)
+    return sum(_of_jaxpr(inner) for inner in jaxprs_in_params(equation.params))
 
 
 def interleaved(jobs: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:

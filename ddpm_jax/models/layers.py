@@ -13,12 +13,16 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 from jax import lax
 
+from .convolution import conv_general_dilated
+
 # Ho et al. initialise with variance scaling throughout. Layers that end a residual branch start near zero, not at
 # zero: 1e-10 is their scale.
 init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 near_zero_init = nn.initializers.variance_scaling(1e-10, "fan_avg", "uniform")
 
-conv3x3 = partial(nn.Conv, kernel_size=(3, 3), padding="SAME", kernel_init=init)
+conv3x3 = partial(
+    nn.Conv, kernel_size=(3, 3), padding="SAME", kernel_init=init, conv_general_dilated=conv_general_dilated
+)
 
 
 class GroupNorm(nn.Module):
