@@ -3,7 +3,7 @@
 Run:       pip install -e ".[parity]", then python experiments/bench_torch.py [rounds] [batch]
 Needs:     2 CPU cores, a C++ compiler for torch.compile; about 5 minutes
 Expect:    forward at least as fast as the best form of PyTorch, with backward at least 0.95 of it
-Measured:  not run yet
+Measured:  docs/cpu_speed.md: 1.23 forward, 0.99 with backward
 """
 
 import copy

@@ -148,9 +148,7 @@ def _torch() -> types.ModuleType:
     try:
         return importlib.import_module("torch")
     except ModuleNotFoundError as error:
-        raise ImportError(
-            "this is a file of PyTorch, and only torch reads those: pip install torch"
-        ) from error
+        raise ImportError("this is a file of PyTorch, and only torch reads those: pip install torch") from error
 
 
 def _as_arrays(value: Any, torch: types.ModuleType) -> Any:

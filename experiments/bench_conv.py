@@ -1,0 +1,138 @@
+"""Forms of a 3x3 convolution on a CPU: what each was worth, and how exact it is.
+
+Run:       python experiments/bench_conv.py [rounds]
+Needs:     a CPU; about 2 minutes
+Expect:    winograd_rows ahead of direct from 8 x 8 on, with its errors; the others behind one of the two somewhere
+Measured:  docs/cpu_speed.md
+"""
+
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from ddpm_jax.models.convolution import direct, winograd
+
+# [B, H, W, C] and outputs: the stages of the CIFAR-10 network at batch 8.
+SIZES = [(32, 128, 128), (32, 384, 128), (16, 256, 256), (16, 512, 256), (8, 256, 256), (4, 256, 256)]
+BATCH = 8
+
+# Lavin and Gray 2015 (arXiv:1509.09308), section 4: F(2, 3) and F(4, 3) along one axis.
+Taps = list[jax.Array]
+
+
+def inputs_2(d: Taps) -> Taps:
+    return [d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]]
+
+
+def outputs_2(m: Taps) -> Taps:
+    return [m[0] + m[1] + m[2], m[1] - m[2] - m[3]]
+
+
+def inputs_4(d: Taps) -> Taps:
+    a, b = d[4] - 4 * d[2], d[3] - 4 * d[1]
+    e, f = d[4] - d[2], 2 * (d[3] - d[1])
+    return [4 * d[0] - 5 * d[2] + d[4], a + b, a - b, e + f, e - f, 4 * d[1] - 5 * d[3] + d[5]]
+
+
+def outputs_4(m: Taps) -> Taps:
+    s, d, p, q = m[1] + m[2], m[1] - m[2], m[3] + m[4], m[3] - m[4]
+    return [m[0] + s + p, d + 2 * q, s + 4 * p, d + 8 * q + m[5]]
+
+
+KERNEL_2 = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], np.float32)
+KERNEL_4 = np.array(
+    [[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]], np.float32
+) / np.array([[24]], np.float32)  # fmt: skip
+
+
+def nine_products(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """One matrix product for each place in the kernel."""
+    batch, height, width, channels = x.shape
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    places = [(i, j) for i in range(3) for j in range(3)]
+    y = sum(padded[:, i : i + height, j : j + width].reshape(-1, channels) @ kernel[i, j] for i, j in places)
+    assert isinstance(y, jax.Array)
+    return y.reshape(batch, height, width, -1)
+
+
+def im2col(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """One product with the nine shifted images side by side."""
+    batch, height, width, channels = x.shape
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    patches = [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
+    y = jnp.concatenate(patches, axis=-1).reshape(-1, 9 * channels) @ kernel.reshape(9 * channels, -1)
+    return y.reshape(batch, height, width, -1)
+
+
+def winograd_tiles(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """F(2 x 2, 3 x 3): 16 products for each tile of 4 outputs instead of 36."""
+    batch, height, width, channels = x.shape
+    u = jnp.einsum("ai,ijco,bj->abco", KERNEL_2, kernel, KERNEL_2)
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    pairs = padded.reshape(batch, height // 2 + 1, 2, width // 2 + 1, 2, channels)
+    rows = inputs_2([pairs[:, i // 2 : i // 2 + height // 2, i % 2] for i in range(4)])
+    tiles = [inputs_2([row[:, :, j // 2 : j // 2 + width // 2, j % 2] for j in range(4)]) for row in rows]
+    m = [[tiles[a][b].reshape(-1, channels) @ u[a, b] for a in range(4)] for b in range(4)]
+    columns = [outputs_2(column) for column in m]  # [b][row]
+    y = [jnp.stack(outputs_2([columns[b][i] for b in range(4)]), axis=1) for i in range(2)]
+    y = jnp.stack([row.reshape(batch, height // 2, width, -1) for row in y], axis=2)
+    return y.reshape(batch, height, width, -1)
+
+
+def winograd_rows_4(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """F(4, 3) along the height: 6 row convolutions for 4 rows instead of 12."""
+    batch, height, width, channels = x.shape
+    u = jnp.einsum("ai,ijco->ajco", KERNEL_4, kernel)
+    fours = jnp.pad(x, ((0, 0), (1, 3), (0, 0), (0, 0))).reshape(batch, height // 4 + 1, 4, width, channels)
+    d = inputs_4([fours[:, i // 4 : i // 4 + height // 4, i % 4] for i in range(6)])
+    m = [
+        lax.conv_general_dilated(
+            rows.reshape(-1, width, channels), part, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")
+        )
+        for rows, part in zip(d, u, strict=True)
+    ]
+    return jnp.stack(outputs_4(m), axis=1).reshape(batch, height, width, -1)
+
+
+FORMS = {
+    "direct": direct,
+    "winograd_rows": winograd,
+    "winograd_rows_4": winograd_rows_4,
+    "winograd_tiles": winograd_tiles,
+    "nine_products": nine_products,
+    "im2col": im2col,
+}
+
+
+def main(rounds: str = "15") -> None:
+    print(f"jax {jax.__version__}, {platform.machine()}, {jax.devices()[0].device_kind}; GFLOP/s of the direct form's")
+    print(f"products, median of {rounds} rounds; largest error in units of the largest output; batch {BATCH}\n")
+    for height, inputs, outputs in SIZES:
+        rng = np.random.default_rng(0)
+        x = jnp.asarray(rng.normal(size=(BATCH, height, height, inputs)), jnp.float32)
+        kernel = jnp.asarray(rng.normal(size=(3, 3, inputs, outputs)) / (9 * inputs) ** 0.5, jnp.float32)
+        with jax.enable_x64(True):
+            exact = np.asarray(direct(x.astype(jnp.float64), kernel.astype(jnp.float64)))
+        jobs: dict[str, Callable[..., jax.Array]] = {name: jax.jit(form) for name, form in FORMS.items()}
+        errors = {name: np.abs(job(x, kernel) - exact).max() / np.abs(exact).max() for name, job in jobs.items()}
+        seconds: dict[str, list[float]] = {name: [] for name in jobs}
+        for _ in range(int(rounds)):
+            for name, job in jobs.items():
+                start = time.perf_counter()
+                jax.block_until_ready(job(x, kernel))
+                seconds[name].append(time.perf_counter() - start)
+        flops = 2 * BATCH * height**2 * 9 * inputs * outputs
+        print(f"{height} x {height}, {inputs} -> {outputs}")
+        for name, values in seconds.items():
+            print(f"  {name:16} {flops / statistics.median(values) / 1e9:5.0f} GFLOP/s   error {errors[name]:.1e}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
