@@ -156,6 +156,7 @@ def test_its_own_sampler_is_the_default(with_classes, tmp_path):
     assert np.abs(own.astype(int) - ddim).max() <= 1 and np.abs(own.astype(int) - ddpm).max() > 20
 
 
+@pytest.mark.slow
 def test_latents_are_guided_and_decoded(latent, tmp_path):
     """Against the same by hand: u + 3 (c - u), the folder's DDPM, decode(z / 0.5)."""
     found = sample(latent, tmp_path / "x.npz", "--guidance-scale", "3", "--label", "1")
