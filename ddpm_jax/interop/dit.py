@@ -46,7 +46,19 @@ DIFFUSERS = {
     "out": "proj_out_2",
 }
 
-# Setting of DiTTransformer2DModel: (what it takes if absent, what our DiT computes).
+# What DiTTransformer2DModel takes for a setting that is absent.
+DEFAULTS = {
+    "attention_head_dim": 72,
+    "in_channels": 4,
+    "norm_eps": 1e-5,
+    "num_attention_heads": 16,
+    "num_embeds_ada_norm": 1000,
+    "num_layers": 28,
+    "out_channels": None,
+    "patch_size": 2,
+    "sample_size": 32,
+}
+# Setting of which our DiT has one value: (what it takes if absent, what our DiT computes).
 REQUIRED = {
     "activation_fn": ("gelu-approximate", "gelu-approximate"),
     "attention_bias": (True, True),
@@ -141,18 +153,18 @@ def transformer2d_from_config(config: Mapping[str, Any]) -> DiT:
     problems = [f"{name}={found[name]!r}" for name, (_, needed) in REQUIRED.items() if found[name] != needed]
     if problems:
         raise ValueError("not a DiT: " + ", ".join(problems))
-    num_heads, in_channels = config.get("num_attention_heads", 16), config.get("in_channels", 4)
-    out_channels = config.get("out_channels")
+    found = DEFAULTS | dict(config)
+    num_heads, out_channels = found["num_attention_heads"], found["out_channels"]
     return DiT(
-        width=num_heads * config.get("attention_head_dim", 72),
-        depth=config.get("num_layers", 28),
+        width=num_heads * found["attention_head_dim"],
+        depth=found["num_layers"],
         num_heads=num_heads,
-        patch_size=config.get("patch_size", 2),
-        num_classes=config.get("num_embeds_ada_norm", 1000),
-        out_channels=in_channels if out_channels is None else out_channels,
+        patch_size=found["patch_size"],
+        num_classes=found["num_embeds_ada_norm"],
+        out_channels=found["in_channels"] if out_channels is None else out_channels,
         time_endpoint=True,
         condition_per_block=True,
-        mlp_norm_epsilon=config.get("norm_eps", 1e-5),
+        mlp_norm_epsilon=found["norm_eps"],
     )
 
 

@@ -29,16 +29,12 @@ class Network:
     defaults: Mapping[str, Any]
 
 
-DIT_DEFAULTS = {
-    **{"attention_head_dim": 72, "in_channels": 4, "norm_eps": 1e-5, "num_attention_heads": 16, "num_layers": 28},
-    **{"num_embeds_ada_norm": 1000, "out_channels": None, "patch_size": 2, "sample_size": 32},
-}
 FIRST_STAGE_DEFAULTS = {
     **{"block_out_channels": (64,), "down_block_types": ("DownEncoderBlock2D",), "in_channels": 3},
     **{"layers_per_block": 1, "latent_channels": 4, "norm_num_groups": 32, "num_vq_embeddings": 256},
     **{"out_channels": 3, "scaling_factor": 0.18215, "up_block_types": ("UpDecoderBlock2D",)},
 }
-DIT = Network(dit.transformer2d_from_config, dit.transformer2d_to_params, DIT_DEFAULTS)
+DIT = Network(dit.transformer2d_from_config, dit.transformer2d_to_params, dit.DEFAULTS)
 NETWORKS = {
     "UNet2DModel": Network(diffusers.unet_from_config, diffusers.unet2d_to_params, diffusers.DEFAULTS),
     "UNet2DConditionModel": Network(
@@ -55,8 +51,6 @@ FIRST_STAGES = {
 PARTS = {"network": ("unet", "transformer"), "first_stage": ("vae", "vqvae", "movq")}
 # These have a clip_sample among their settings and do not read it.
 NO_CLIPPING = ("PNDMScheduler", "TCDScheduler")
-# Our names of the variance_type that differ or have a default.
-VARIANCES = {"fixed_large": "fixed_large"}
 # Settings that may be null, 0 or a list, though their defaults are not.
 NULLABLE, ZERO = ("attention_head_dim",), ("downsample_padding",)
 LISTS = ("attention_head_dim", "transformer_layers_per_block", "layers_per_block", "cross_attention_dim")
@@ -277,7 +271,7 @@ def _shape_and_variance(
         raise ValueError(
             f"out_channels {outputs} exceed in_channels {inputs}, and variance_type {said!r} is not learned"
         )
-    return (sizes[0], sizes[1]), outputs, VARIANCES.get(str(said), "fixed_small")
+    return (sizes[0], sizes[1]), outputs, "fixed_large" if said == "fixed_large" else "fixed_small"
 
 
 def _clip(settings: Mapping[str, Any]) -> float | None:

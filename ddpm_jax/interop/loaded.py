@@ -1,6 +1,5 @@
 """What a checkpoint of another project, or one of ours, holds: a network and all that sampling from it needs."""
 
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -102,7 +101,7 @@ class Loaded:
                 return preset._replace(denoiser=lambda model_fn: preset.denoiser(_prediction_of(model_fn)))
             return preset
         table = make_table(self.sampler, self.schedule, num_steps, variance=self.variance)
-        return Preset(table, functools.partial(Loaded.denoiser, self))
+        return Preset(table, self.denoiser)
 
 
 def _prediction_of(model_fn: ModelFn) -> ModelFn:

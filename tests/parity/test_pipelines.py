@@ -69,6 +69,15 @@ def pipeline_of(theirs, name, folder):
     return pipeline
 
 
+def check_pipeline(torch, theirs, name, folder, num_steps, shape):
+    """Two images from noise of this shape [H, W, C], by theirs and by ours; returns ours."""
+    generator = torch.Generator().manual_seed(3)
+    expected = pipeline_of(theirs, name, folder)(2, generator, num_inference_steps=num_steps, output_type="np").images
+    found = ours(folder, num_steps, *drawn(torch, 3, (2, *shape), num_steps))
+    check_images(found, expected)
+    return found
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -82,10 +91,7 @@ def pipeline_of(theirs, name, folder):
 )
 def test_ddpm_50(settings, torch, theirs, tmp_path, highest):
     shape = written(tmp_path / "folder", torch, theirs, "ddpm", **settings)
-    pipeline = pipeline_of(theirs, "DDPMPipeline", tmp_path / "folder")
-    expected = pipeline(2, torch.Generator().manual_seed(3), num_inference_steps=50, output_type="np").images
-    found = ours(tmp_path / "folder", 50, *drawn(torch, 3, (2, *shape), 50))
-    check_images(found, expected)
+    check_pipeline(torch, theirs, "DDPMPipeline", tmp_path / "folder", 50, shape)
 
 
 @pytest.mark.parametrize(
@@ -99,10 +105,7 @@ def test_ddpm_50(settings, torch, theirs, tmp_path, highest):
 )
 def test_ddim_10(settings, torch, theirs, tmp_path, highest):
     shape = written(tmp_path / "folder", torch, theirs, "ddpm", **settings)
-    pipeline = pipeline_of(theirs, "DDIMPipeline", tmp_path / "folder")
-    expected = pipeline(2, torch.Generator().manual_seed(3), num_inference_steps=10, output_type="np").images
-    found = ours(tmp_path / "folder", 10, *drawn(torch, 3, (2, *shape), 10))
-    check_images(found, expected)
+    check_pipeline(torch, theirs, "DDIMPipeline", tmp_path / "folder", 10, shape)
 
 
 @pytest.mark.parametrize("stage", ["vq", "kl"])
@@ -110,11 +113,9 @@ def test_latent_diffusion_10(stage, torch, theirs, tmp_path, highest):
     """Latents, and the image decoded from them; codes of the codebook are the same, or the image would not be."""
     channels = {"in_channels": 2, "out_channels": 2} if stage == "vq" else {"in_channels": 4, "out_channels": 4}
     written(tmp_path / "folder", torch, theirs, "ddpm", stage=stage, scheduler_config=DDIM, network=channels)
-    pipeline = pipeline_of(theirs, "LDMPipeline", tmp_path / "folder")
-    expected = pipeline(2, torch.Generator().manual_seed(3), num_inference_steps=10, output_type="np").images
-    found = ours(tmp_path / "folder", 10, *drawn(torch, 3, (2, 8, 8, channels["in_channels"]), 10))
+    shape = (8, 8, channels["in_channels"])
+    found = check_pipeline(torch, theirs, "LDMPipeline", tmp_path / "folder", 10, shape)
     assert found.shape == (2, 16, 16, 3)
-    check_images(found, expected)
 
 
 @pytest.mark.parametrize("scale", [1.0, 4.0])
