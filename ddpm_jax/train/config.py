@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 
 import cattrs
 
+from ddpm_jax.names import unknown
 from ddpm_jax.process import LEARNED, PredictionType, VarianceType
 
 
@@ -151,11 +152,31 @@ class TrainConfig:
 
     num_steps: int = 6000
     batch_size: int = 64
+    accumulate: int = 1
+    """Micro-batches that a batch is computed in, one after the other, where it is too large for the memory."""
     seed: int = 0
     log_every: int = 20
     checkpoint_every: int = 1000
     keep_checkpoints: int = 3
     sample_every: int = 500
+
+
+MESH_AXES = ("data", "fsdp")
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How the devices share the work; by default each has the whole state and a part of the batch."""
+
+    mesh: dict[str, int] = field(default_factory=dict)
+    """The devices as a grid, such as data 8 fsdp 4: both axes divide the batch, fsdp also divides parameters, their
+    average and the optimizer's state."""
+
+    def __post_init__(self):
+        for name, size in self.mesh.items():
+            if name not in MESH_AXES:
+                raise unknown("axis of parallel.mesh", name, MESH_AXES)
+            _at_least_one(f"parallel.mesh {name}", size)
 
 
 @dataclass(frozen=True)
@@ -169,9 +190,11 @@ class Config:
     optimizer: OptimizerConfig = OptimizerConfig()
     sample: SampleConfig = SampleConfig()
     train: TrainConfig = TrainConfig()
+    parallel: ParallelConfig = ParallelConfig()
 
     def __post_init__(self):
-        for name in ("num_steps", "batch_size", "log_every", "checkpoint_every", "keep_checkpoints", "sample_every"):
+        for name in ("num_steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep_checkpoints",
+                     "sample_every"):  # fmt: skip
             _at_least_one(f"train.{name}", getattr(self.train, name))
         for name in ("num_steps", "num_images"):
             _at_least_one(f"sample.{name}", getattr(self.sample, name))
@@ -194,9 +217,10 @@ def _at_least_one(name: str, value: int) -> None:
         raise ValueError(f"{name} must be at least 1, got {value}")
 
 
-# What may change when a run is continued: the numbers of step k do not depend on these.
+# What may change when a run is continued: the numbers of step k do not depend on these, but for the rounding of sums
+# in another order, as on another number of devices.
 FREE = ("data.dir", "sample", "train.num_steps", "train.log_every", "train.checkpoint_every",
-        "train.keep_checkpoints", "train.sample_every")  # fmt: skip
+        "train.keep_checkpoints", "train.sample_every", "train.accumulate", "parallel")  # fmt: skip
 
 T = TypeVar("T")
 

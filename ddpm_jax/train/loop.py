@@ -3,8 +3,9 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -16,8 +17,8 @@ from ddpm_jax import checkpoint, data, images, samplers
 from ddpm_jax.models import bind
 from ddpm_jax.samplers.catalogue import make_table
 from ddpm_jax.timesteps import TimestepSampler
-from ddpm_jax.train import build, state, step
-from ddpm_jax.train.config import Config
+from ddpm_jax.train import build, mesh, state, step
+from ddpm_jax.train.config import Config, ParallelConfig
 from ddpm_jax.train.metrics import MetricsLog, plot_loss
 
 Draw = Callable[..., jax.Array]
@@ -32,6 +33,16 @@ class Report(Protocol):
     def say(self, message: str) -> None: ...
 
 
+class Spread(NamedTuple):
+    """How the devices share a step's work."""
+
+    make_train_step: Callable[..., step.TrainStep]
+    shard: Callable[[np.ndarray], Any]
+    """A batch [B, H, W, C] as the step takes it."""
+    place: Callable[[state.TrainState], state.TrainState]
+    """The shapes of a state, with the shardings the step returns."""
+
+
 @dataclass(frozen=True)
 class Run:
     """Everything a configuration names, built and checked."""
@@ -42,20 +53,43 @@ class Run:
     optimizer: optax.GradientTransformation
     timestep_sampler: TimestepSampler
     devices: list[jax.Device]
+    spread: Spread
     train_step: step.TrainStep
     draw: Draw
     key_init: jax.Array
     key_sample: jax.Array
 
-    def batch(self, k: int) -> np.ndarray:
-        """The batch of step k, [devices, B / devices, H, W, C] uint8."""
+    def batch(self, k: int) -> Any:
+        """The batch of step k, uint8, as train_step takes it."""
         train = self.config.train
         pictures = data.batch(self.source, train.seed, k, train.batch_size, flip=self.config.data.flip)
-        return step.shard(pictures, len(self.devices))
+        return self.spread.shard(pictures)
 
     def init(self) -> state.TrainState:
         """The state before step 0."""
         return state.init(self.model, self.optimizer, self.timestep_sampler, self.source.image_shape, self.key_init)
+
+    def template(self) -> state.TrainState:
+        """The shapes, dtypes and shardings of its states."""
+        return self.spread.place(jax.eval_shape(self.init))
+
+
+def make_spread(config: ParallelConfig, devices: list[jax.Device]) -> Spread:
+    """One pmap over the devices, or the mesh that the configuration names.
+
+    Raises:
+      ValueError: a mesh of more or fewer devices.
+    """
+    if config.mesh:
+        options = {"mesh": mesh.make_mesh(config.mesh, devices)}
+        return Spread(
+            partial(mesh.make_train_step, **options), partial(mesh.shard, **options), partial(mesh.sharded, **options)
+        )
+    return Spread(
+        partial(step.make_train_step, devices=devices),
+        partial(step.shard, num_devices=len(devices)),
+        partial(step.replicated, devices=devices),
+    )
 
 
 def prepare(config: Config, devices: list[jax.Device] | None = None) -> Run:
@@ -65,7 +99,8 @@ def prepare(config: Config, devices: list[jax.Device] | None = None) -> Run:
       ValueError: a configuration that does not fit its data or its devices.
     """
     devices = devices or jax.local_devices()
-    step.shard(np.empty(config.train.batch_size), len(devices))  # before anything slow
+    step.check_batch_size(config.train.batch_size, len(devices), config.train.accumulate)  # before anything slow
+    spread = make_spread(config.parallel, devices)
     schedule = build.make_schedule(config.schedule)
     objective = build.make_objective(config.objective, schedule)
     timestep_sampler = build.make_timestep_sampler(config.objective, schedule)
@@ -85,14 +120,15 @@ def prepare(config: Config, devices: list[jax.Device] | None = None) -> Run:
         optimizer,
         timestep_sampler,
         devices,
-        step.make_train_step(
+        spread,
+        spread.make_train_step(
             model,
             objective,
             timestep_sampler,
             optimizer,
             ema_decay=config.optimizer.ema_decay,
             key=key_train,
-            devices=devices,
+            accumulate=config.train.accumulate,
         ),
         make_draw(model, make_denoise, table, (config.sample.num_images, *source.image_shape)),
         key_init,
@@ -129,10 +165,10 @@ def fit(config: Config, workdir: Path, report: Report) -> int:
     run = prepare(config)
     checkpoint.open_run(workdir, checkpoint.RunInfo(config, run.source.image_shape, len(run.source)))
     with checkpoint.checkpoints(workdir, keep=config.train.keep_checkpoints) as saved:
-        template = step.replicated(jax.eval_shape(run.init), run.devices)
+        template = run.template()
         train_state = saved.restore(template, report.say)
         if train_state is None:
-            train_state = jax.device_put(jax.jit(run.init)(), jax.tree.map(lambda leaf: leaf.sharding, template))
+            train_state = jax.jit(run.init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, template))()
         first, last = int(train_state.step), config.train.num_steps
         checkpoint.record_environment(workdir, first)
         report.start(first, last)
@@ -169,8 +205,7 @@ def _finite(k: int, metrics: step.Metrics) -> dict[str, float]:
 
 
 def _save_picture(path: Path, run: Run, train_state: state.TrainState) -> None:
-    # One device's copy of the replicated parameters: the others need not draw the same pictures.
-    params = jax.tree.map(lambda leaf: leaf.addressable_data(0), train_state.ema_params)
+    params = mesh.on_one_device(train_state.ema_params)  # the others need not draw the same pictures
     save_grid(path, images.to_uint8(run.draw(params, run.key_sample)))
 
 

@@ -1,11 +1,13 @@
 """One training step: the loss of a batch whose every example draws with its own key, pmapped over devices.
 
+Its two halves, `make_gradient` and `make_update`, are also what train.mesh compiles for a mesh of devices.
+
 Every draw of step k for example b of the global batch comes from fold_in(fold_in(key, k), b), so the same batch gives
 the same t, eps and dropout on any number of devices.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +19,33 @@ from ddpm_jax import images
 from ddpm_jax.models import bind
 from ddpm_jax.timesteps import TimestepSampler
 from ddpm_jax.train import ema
+from ddpm_jax.train.accumulation import accumulated
 from ddpm_jax.train.build import Losses, Objective
 from ddpm_jax.train.state import TrainState
 
 AXIS = "devices"
 Metrics = dict[str, jax.Array]
 TrainStep = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+
+
+class Means(NamedTuple):
+    """Over the examples of a batch, or of a part of one."""
+
+    loss: jax.Array
+    parts: dict[str, jax.Array]
+    grads: Any
+
+
+class Said(NamedTuple):
+    """Of each example, [B]: what a TimestepSampler learns from."""
+
+    t: jax.Array
+    losses: jax.Array
+
+
+# gradient(state, uint8 [b, H, W, C], their b indices in the global batch, the global batch's size)
+Gradient = Callable[[TrainState, jax.Array, jax.Array, int], tuple[Means, Said]]
+Update = Callable[[TrainState, Means, Said], tuple[TrainState, Metrics]]
 
 
 def make_train_step(
@@ -34,6 +57,7 @@ def make_train_step(
     ema_decay: float,
     key: jax.Array,
     devices: list[jax.Device] | None = None,
+    accumulate: int = 1,
 ) -> TrainStep:
     """train_step(state, batch) -> (state, {"loss", "grad_norm", ...}): one update on all local devices.
 
@@ -49,21 +73,42 @@ def make_train_step(
       ema_decay: of `ema.update`.
       key: of the whole run.
       devices: those to use; all local ones by default.
+      accumulate: micro-batches that each device computes one after the other, see `accumulation.accumulated`.
 
     Returns:
       The step; batch is uint8 [devices, B / devices, H, W, C], see `shard`.
+
+    Raises:
+      ValueError: examples of a device that do not divide into micro-batches. Raised while tracing.
     """
     devices = devices or jax.local_devices()
+    gradient = make_gradient(model, objective, timestep_sampler, key)
+    gradient = accumulated(gradient, accumulate, unroll=devices[0].platform == "cpu")
+    update = make_update(timestep_sampler, optimizer, ema_decay)
 
     def train_step(state: TrainState, batch: jax.Array) -> tuple[TrainState, Metrics]:
+        batch_size = len(batch) * len(devices)
+        check_batch_size(batch_size, len(devices), accumulate)
+        indices = jax.lax.axis_index(AXIS).astype(jnp.uint32) * len(batch) + jnp.arange(len(batch), dtype=jnp.uint32)
+        means, said = gradient(state, batch, indices, batch_size)
+        # What all examples said on every device, in the order of the batch: so the sampler's state is everywhere the
+        # same.
+        return update(state, jax.lax.pmean(means, AXIS), jax.lax.all_gather(said, AXIS, tiled=True))
+
+    return jax.pmap(train_step, AXIS, in_axes=(None, 0), out_axes=None, devices=devices, donate_argnums=0)
+
+
+def make_gradient(
+    model: nn.Module, objective: Objective, timestep_sampler: TimestepSampler, key: jax.Array
+) -> Gradient:
+    """The loss of some examples of a batch and its gradient; arguments as in `make_train_step`."""
+
+    def gradient(state: TrainState, batch: jax.Array, indices: jax.Array, batch_size: int) -> tuple[Means, Said]:
         x_0 = images.to_float(batch)
         keys_of = lambda b: jax.random.split(jax.random.fold_in(jax.random.fold_in(key, state.step), b), 3)
-        indices = jax.lax.axis_index(AXIS).astype(jnp.uint32) * len(batch) + jnp.arange(len(batch), dtype=jnp.uint32)
         _, keys_eps, dropout_keys = jax.vmap(keys_of, out_axes=1)(indices)
         eps = jax.vmap(lambda key_eps: jax.random.normal(key_eps, x_0.shape[1:]))(keys_eps)
-        t, weight = timestep_sampler.draw(
-            state.timestep_state, lambda b: keys_of(b)[0], indices, len(batch) * len(devices)
-        )
+        t, weight = timestep_sampler.draw(state.timestep_state, lambda b: keys_of(b)[0], indices, batch_size)
 
         def mean_loss(params: Any) -> tuple[jax.Array, Losses]:
             losses = objective(bind(model, params, train=True, dropout_keys=dropout_keys), x_0, t, eps)
@@ -71,17 +116,38 @@ def make_train_step(
 
         (loss, losses), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
         parts = {name: jnp.mean(weight * part) for name, part in losses.parts.items()}
-        loss, parts, grads = jax.lax.pmean((loss, parts, grads), AXIS)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        return Means(loss, parts, grads), Said(t, losses.total)
+
+    return gradient
+
+
+def make_update(timestep_sampler: TimestepSampler, optimizer: optax.GradientTransformation, ema_decay: float) -> Update:
+    """The state after a whole batch, and what its log shows; arguments as in `make_train_step`."""
+
+    def update(state: TrainState, means: Means, said: Said) -> tuple[TrainState, Metrics]:
+        updates, opt_state = optimizer.update(means.grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema_params = ema.update(state.ema_params, params, state.step, ema_decay)
-        # All losses on every device, in the order of the batch: so the sampler's state is the same everywhere.
-        everywhere = jax.lax.all_gather((t, losses.total), AXIS, tiled=True)
-        timestep_state = timestep_sampler.update(state.timestep_state, *everywhere)
-        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads), **parts}
+        timestep_state = timestep_sampler.update(state.timestep_state, *said)
+        metrics = {"loss": means.loss, "grad_norm": optax.tree.norm(means.grads), **means.parts}
         return TrainState(state.step + 1, params, ema_params, opt_state, timestep_state), metrics
 
-    return jax.pmap(train_step, AXIS, in_axes=(None, 0), out_axes=None, devices=devices, donate_argnums=0)
+    return update
+
+
+def check_batch_size(batch_size: int, num_devices: int, accumulate: int = 1) -> None:
+    """Whether a batch can be cut into equal parts.
+
+    Raises:
+      ValueError: it is not divisible by the number of devices, or a device's share by the number of micro-batches.
+    """
+    if batch_size % num_devices:
+        raise ValueError(f"batch size {batch_size} is not divisible by the number of devices, {num_devices}")
+    if batch_size // num_devices % accumulate:
+        raise ValueError(
+            f"train.accumulate {accumulate} does not divide the {batch_size // num_devices} examples of each device "
+            f"(batch size {batch_size} on {num_devices} devices)"
+        )
 
 
 def shard(batch: Any, num_devices: int) -> Any:
@@ -90,8 +156,7 @@ def shard(batch: Any, num_devices: int) -> Any:
     Raises:
       ValueError: B not divisible by the number of devices.
     """
-    if len(batch) % num_devices:
-        raise ValueError(f"batch size {len(batch)} is not divisible by the number of devices, {num_devices}")
+    check_batch_size(len(batch), num_devices)
     return batch.reshape(num_devices, len(batch) // num_devices, *batch.shape[1:])
 
 

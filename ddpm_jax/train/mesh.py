@@ -1,0 +1,142 @@
+"""The training step on a mesh of devices, for networks whose state is too large for one of them.
+
+A mesh has two axes, data and fsdp ("fully sharded data parallel"). Both divide the batch. fsdp also divides parameters,
+their average and the optimizer's state, each along one of its axes; the devices along data hold the same shard.
+Parameters are gathered where the network is called, and a gradient is summed into shards: the loss, the draws and the
+update are those of train.step.
+
+Source: Rajbhandari et al. 2020 (arXiv:1910.02054), section 5, ZeRO stage 3, by XLA's partitioner.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import linen as nn
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from ddpm_jax.timesteps import TimestepSampler
+from ddpm_jax.train.accumulation import accumulated
+from ddpm_jax.train.build import Objective
+from ddpm_jax.train.config import MESH_AXES
+from ddpm_jax.train.state import TrainState
+from ddpm_jax.train.step import Means, Metrics, Said, TrainStep, check_batch_size, make_gradient, make_update
+
+BATCH = PartitionSpec(MESH_AXES)
+WHOLE = PartitionSpec()
+
+
+def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device]) -> Mesh:
+    """The devices as a grid [data, fsdp].
+
+    Args:
+      sizes: of each axis; 1 if not given.
+      devices: as many as the grid has places.
+
+    Raises:
+      ValueError: more devices, or fewer.
+    """
+    shape = tuple(sizes.get(name, 1) for name in MESH_AXES)
+    if math.prod(shape) != len(devices):
+        grid = " x ".join(f"{name} {size}" for name, size in zip(MESH_AXES, shape, strict=True))
+        raise ValueError(f"parallel.mesh is {grid} = {math.prod(shape)} devices, got {len(devices)} devices")
+    return jax.make_mesh(shape, MESH_AXES, (AxisType.Auto,) * len(shape), devices=devices)
+
+
+def shard(batch: np.ndarray, mesh: Mesh) -> jax.Array:
+    """[B, ...] as one array, B divided over all devices of the mesh.
+
+    Raises:
+      ValueError: B not divisible by the number of devices.
+    """
+    check_batch_size(len(batch), mesh.size)
+    return jax.device_put(batch, NamedSharding(mesh, BATCH))
+
+
+def sharded(state: TrainState, mesh: Mesh) -> TrainState:
+    """The shapes and dtypes of a state, with the shardings train_step returns."""
+    place = lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    return jax.tree.map(place, state, _shardings(state, mesh))
+
+
+def _shardings(state: TrainState, mesh: Mesh) -> TrainState:
+    """A sharding for each leaf: what grows with the network is divided, the rest is whole on every device."""
+    divide = lambda tree: jax.tree.map(lambda leaf: NamedSharding(mesh, spec(leaf.shape, mesh.shape["fsdp"])), tree)
+    whole = lambda tree: jax.tree.map(lambda leaf: NamedSharding(mesh, WHOLE), tree)
+    return TrainState(
+        step=whole(state.step),
+        params=divide(state.params),
+        ema_params=divide(state.ema_params),
+        opt_state=divide(state.opt_state),
+        timestep_state=whole(state.timestep_state),
+    )
+
+
+def spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
+    """An array's largest axis that fsdp divides, the last of equal ones, is sharded; none where it divides none."""
+    divisible = [axis for axis, size in enumerate(shape) if size % fsdp == 0]
+    if fsdp == 1 or not divisible:
+        return WHOLE
+    largest = max(divisible, key=lambda axis: (shape[axis], axis))
+    return PartitionSpec(*(None,) * largest, "fsdp")
+
+
+def make_train_step(
+    model: nn.Module,
+    objective: Objective,
+    timestep_sampler: TimestepSampler,
+    optimizer: optax.GradientTransformation,
+    *,
+    ema_decay: float,
+    key: jax.Array,
+    mesh: Mesh,
+    accumulate: int = 1,
+) -> TrainStep:
+    """train_step(state, batch) -> (state, metrics), as step.make_train_step, on a mesh.
+
+    With accumulate, parameters are gathered and gradients summed into shards once for every micro-batch: no device
+    ever holds more than a shard of the sum.
+
+    Args:
+      mesh: see `make_mesh`; the other arguments are those of step.make_train_step.
+
+    Returns:
+      The step; the state is placed as `sharded` says and donated, batch is uint8 [B, H, W, C], see `shard`.
+
+    Raises:
+      ValueError: B not divisible by devices and micro-batches. Raised while tracing.
+    """
+    one = make_gradient(model, objective, timestep_sampler, key)
+    update = make_update(timestep_sampler, optimizer, ema_decay)
+    place = lambda tree, spec: jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, spec))
+
+    def sharded_gradient(
+        state: TrainState, batch: jax.Array, indices: jax.Array, batch_size: int
+    ) -> tuple[Means, Said]:
+        # Everything follows from these: whole parameters, so that it is the examples that are divided.
+        gathered = dataclasses.replace(state, params=place(state.params, WHOLE))
+        means, said = one(gathered, place(batch, BATCH), place(indices, BATCH), batch_size)
+        grads = jax.lax.with_sharding_constraint(means.grads, _shardings(state, mesh).params)
+        return means._replace(grads=grads), said
+
+    gradient = accumulated(sharded_gradient, accumulate, unroll=mesh.devices.flat[0].platform == "cpu")
+
+    def train_step(state: TrainState, batch: jax.Array) -> tuple[TrainState, Metrics]:
+        check_batch_size(len(batch), mesh.size, accumulate)
+        means, said = gradient(state, batch, jnp.arange(len(batch), dtype=jnp.uint32), len(batch))
+        after, metrics = update(state, means, place(said, WHOLE))
+        return jax.lax.with_sharding_constraint(after, _shardings(after, mesh)), place(metrics, WHOLE)
+
+    return jax.jit(train_step, donate_argnums=0)
+
+
+def on_one_device(tree: Any) -> Any:
+    """A whole copy of arrays that lie on a mesh, on the first device of this process; every process must call it."""
+    whole = lambda leaf: NamedSharding(leaf.sharding.mesh, WHOLE)
+    gathered = jax.jit(lambda tree: tree, out_shardings=jax.tree.map(whole, tree))(tree)
+    return jax.tree.map(lambda leaf: leaf.addressable_data(0), gathered)
