@@ -27,6 +27,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from ddpm_jax import processes
 from ddpm_jax.train.config import Config, differences, from_dict, to_dict
 from ddpm_jax.train.state import TrainState
 
@@ -101,7 +102,7 @@ def load_run(workdir: Path) -> RunInfo:
 def record_environment(workdir: Path, step: int) -> None:
     """One line in environment.jsonl: what this part of the run was computed with."""
     packages = ("ddpm-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    devices = jax.local_devices()
+    devices = jax.devices()
     line = {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "from_step": step,
@@ -109,6 +110,7 @@ def record_environment(workdir: Path, step: int) -> None:
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in packages},
         "devices": f"{len(devices)} x {devices[0].device_kind}",
+        "processes": jax.process_count(),
     }
     with open(workdir / "environment.jsonl", "a") as file:
         file.write(json.dumps(line) + "\n")
@@ -186,17 +188,24 @@ class Checkpoints:
         return dict(self._manager.restore(step, args=ocp.args.Composite(**arguments)).items())
 
     def _newest_intact(self) -> tuple[int | None, dict[int, str]]:
-        """(step, what is wrong with each newer one); step is None if there are no finished checkpoints."""
+        """(step, what is wrong with each newer one); step is None if there are no finished checkpoints.
+
+        Only the first process reads all files.
+        """
+        step, damaged = processes.from_first(self._look)
+        return step, dict(damaged)
+
+    def _look(self) -> tuple[int | None, list[tuple[int, str]]]:
         damaged: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             reason = damage(self.directory / str(step))
             if reason is None:
-                return step, damaged
+                return step, [*damaged.items()]
             damaged[step] = reason
         if any((self.directory / str(step) / SEAL).exists() for step in damaged):
             reasons = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
             raise ValueError(f"every checkpoint in {self.directory} is damaged ({reasons})")
-        return None, damaged  # killed before the first one was sealed
+        return None, [*damaged.items()]  # killed before the first one was sealed
 
     def _seal_all(self) -> None:
         for directory in self.directory.iterdir():
@@ -204,12 +213,16 @@ class Checkpoints:
                 seal(directory)
 
     def _set_aside(self, step: int) -> Path:
+        target = processes.from_first(lambda: str(self._move(step)))
+        self._manager.reload()
+        return Path(target)
+
+    def _move(self, step: int) -> Path:
         target = self.directory.parent / "damaged" / str(step)
         while target.exists():
             target = target.with_name(target.name + "_")
         target.parent.mkdir(exist_ok=True)
         (self.directory / str(step)).rename(target)
-        self._manager.reload()
         return target
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from ddpm_jax import drawing, export, interop
+from ddpm_jax import drawing, export, interop, processes
 from ddpm_jax.evaluate import nll
 from ddpm_jax.names import choose, unknown
 from ddpm_jax.samplers import show
@@ -43,6 +43,12 @@ class TrainArguments:
     config: Annotated[Config, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Config)
     workdir: Path | None = None
     """The run's directory; runs/NAME by default, NAME being that of the experiment file or the data."""
+    coordinator: str | None = None
+    """HOST:PORT of process 0, to train in several processes; found by itself on a TPU slice and in a Slurm step."""
+    num_processes: int | None = None
+    """Of all."""
+    process_id: int | None = None
+    """Of this one, from 0."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +84,9 @@ class Bar:
     """A progress bar with loss, images/s and the time that remains."""
 
     def start(self, first_step: int, num_steps: int) -> None:
-        self._bar = tqdm(total=num_steps, initial=first_step, unit="step", dynamic_ncols=True)
+        self._bar = tqdm(
+            total=num_steps, initial=first_step, unit="step", dynamic_ncols=True, disable=not processes.is_first()
+        )
 
     def step(self, step: int) -> None:
         self._bar.update(step - self._bar.n)
@@ -103,9 +111,15 @@ def train(argv: list[str]) -> None:
     arguments = _parse(TrainArguments, argv, "train", TrainArguments(default))
     config = arguments.config
     workdir = arguments.workdir or Path("runs") / (name or Path(config.data.name).stem)
-    print(f"run directory: {workdir}")
+    processes.start(arguments.coordinator, arguments.num_processes, arguments.process_id)
+    print(f"run directory: {workdir}" + processes.description())
     with contextlib.closing(Bar()) as bar:
         step = loop.fit(config, workdir, bar)
+    if not processes.is_first():
+        return
+    if step < config.train.num_steps:
+        print(f"stopped after {step} steps; the same command goes on from there")
+        return
     print(f"trained for {step} steps; pictures: {workdir / 'samples.png'}, loss: {workdir / 'loss.png'}")
     print(f"more pictures: ddpm-jax sample {shlex.quote(str(workdir))} --sampler ddim --num-steps 50 -n 64 --seed 1")
 
@@ -315,9 +329,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         choose("command", arguments[0], COMMANDS)(arguments[1:])
     except KeyboardInterrupt:
-        sys.exit("ddpm-jax: stopped; the same command goes on from the last checkpoint")
+        print("ddpm-jax: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        processes.leave(1)
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         if os.environ.get("DDPM_JAX_TRACEBACK"):
             raise
         print(f"ddpm-jax: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        processes.leave(2)

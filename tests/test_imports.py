@@ -31,8 +31,8 @@ ALLOWED = {
         *("names", "images", "timesteps", "schedules", "process", "objectives", "weightings", "samplers", "models"),
         "train",
     },
-    "train.loop": {"images", "timesteps", "samplers", "models", "train", "data", "checkpoint"},
-    "checkpoint": {"train"},
+    "train.loop": {"images", "timesteps", "samplers", "models", "train", "data", "checkpoint", "processes"},
+    "checkpoint": {"train", "processes"},
     "evaluate": {"keys", "names", "objectives", "process", "samplers", "schedules", "evaluate"},
     "evaluate.files": {"checkpoint", "evaluate"},
     "evaluate.nll": {"checkpoint", "data", "images", "models", "process", "samplers", "schedules", "train", "evaluate"},
@@ -40,7 +40,8 @@ ALLOWED = {
     "drawing": {
         *("images", "schedules", "process", "samplers", "guidance", "models", "checkpoint", "train", "interop"),
     },
-    "cli": {"names", "data", "train", "samplers", "evaluate", "drawing", "export", "interop"},
+    "cli": {"names", "data", "train", "samplers", "evaluate", "drawing", "export", "interop", "processes"},
+    "processes": set(),
     "__init__": set(),
 }
 # Third-party packages a part must not see.
@@ -57,6 +58,7 @@ FORBIDDEN = {
     "guidance": {"flax", "optax", "orbax"},
     "evaluate": {"flax", "optax", "orbax"},
     "data": {"jax", "flax", "optax", "orbax"},
+    "processes": {"flax", "optax", "orbax"},
 }
 
 

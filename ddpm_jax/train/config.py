@@ -157,6 +157,8 @@ class TrainConfig:
     seed: int = 0
     log_every: int = 20
     checkpoint_every: int = 1000
+    checkpoint_minutes: float | None = None
+    """A checkpoint also after so many minutes without one; looked at whenever the log is written."""
     keep_checkpoints: int = 3
     sample_every: int = 500
 
@@ -196,6 +198,8 @@ class Config:
         for name in ("num_steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep_checkpoints",
                      "sample_every"):  # fmt: skip
             _at_least_one(f"train.{name}", getattr(self.train, name))
+        if self.train.checkpoint_minutes is not None and not self.train.checkpoint_minutes > 0:
+            raise ValueError(f"train.checkpoint_minutes must be positive, got {self.train.checkpoint_minutes}")
         for name in ("num_steps", "num_images"):
             _at_least_one(f"sample.{name}", getattr(self.sample, name))
         if not 0 <= self.optimizer.ema_decay < 1:
@@ -220,7 +224,8 @@ def _at_least_one(name: str, value: int) -> None:
 # What may change when a run is continued: the numbers of step k do not depend on these, but for the rounding of sums
 # in another order, as on another number of devices.
 FREE = ("data.dir", "sample", "train.num_steps", "train.log_every", "train.checkpoint_every",
-        "train.keep_checkpoints", "train.sample_every", "train.accumulate", "parallel")  # fmt: skip
+        "train.checkpoint_minutes", "train.keep_checkpoints", "train.sample_every", "train.accumulate",
+        "parallel")  # fmt: skip
 
 T = TypeVar("T")
 

@@ -1,6 +1,7 @@
 """The only training loop: batches in; states, checkpoints, pictures and numbers out."""
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,7 @@ import optax
 from flax import linen as nn
 from PIL import Image
 
-from ddpm_jax import checkpoint, data, images, samplers
+from ddpm_jax import checkpoint, data, images, processes, samplers
 from ddpm_jax.models import bind
 from ddpm_jax.samplers.catalogue import make_table
 from ddpm_jax.timesteps import TimestepSampler
@@ -37,10 +38,12 @@ class Spread(NamedTuple):
     """How the devices share a step's work."""
 
     make_train_step: Callable[..., step.TrainStep]
-    shard: Callable[[np.ndarray], Any]
-    """A batch [B, H, W, C] as the step takes it."""
+    shard: Callable[[step.Read, tuple[int, ...]], Any]
+    """shard(read, [B, H, W, C]): a batch as the step takes it, of which a process reads its own rows."""
     place: Callable[[state.TrainState], state.TrainState]
-    """The shapes of a state, with the shardings the step returns."""
+    """The shapes of a state, with the shardings of its checkpoints."""
+    whole: Callable[[state.TrainState], state.TrainState]
+    """A state that the step returned, placed so."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,8 @@ class Run:
     def batch(self, k: int) -> Any:
         """The batch of step k, uint8, as train_step takes it."""
         train = self.config.train
-        pictures = data.batch(self.source, train.seed, k, train.batch_size, flip=self.config.data.flip)
-        return self.spread.shard(pictures)
+        read = partial(data.batch, self.source, train.seed, k, train.batch_size, flip=self.config.data.flip)
+        return self.spread.shard(lambda rows: read(rows=rows), (train.batch_size, *self.source.image_shape))
 
     def init(self) -> state.TrainState:
         """The state before step 0."""
@@ -83,22 +86,26 @@ def make_spread(config: ParallelConfig, devices: list[jax.Device]) -> Spread:
     if config.mesh:
         options = {"mesh": mesh.make_mesh(config.mesh, devices)}
         return Spread(
-            partial(mesh.make_train_step, **options), partial(mesh.shard, **options), partial(mesh.sharded, **options)
+            partial(mesh.make_train_step, **options),
+            partial(mesh.shard, **options),
+            partial(mesh.sharded, **options),
+            lambda state: state,
         )
     return Spread(
         partial(step.make_train_step, devices=devices),
-        partial(step.shard, num_devices=len(devices)),
+        partial(step.shard, devices=devices),
         partial(step.replicated, devices=devices),
+        partial(step.of_all_processes, devices=devices),
     )
 
 
 def prepare(config: Config, devices: list[jax.Device] | None = None) -> Run:
-    """Build what the configuration names.
+    """Build what the configuration names, for the devices of all processes.
 
     Raises:
       ValueError: a configuration that does not fit its data or its devices.
     """
-    devices = devices or jax.local_devices()
+    devices = devices or processes.all_devices()
     step.check_batch_size(config.train.batch_size, len(devices), config.train.accumulate)  # before anything slow
     spread = make_spread(config.parallel, devices)
     schedule = build.make_schedule(config.schedule)
@@ -107,8 +114,10 @@ def prepare(config: Config, devices: list[jax.Device] | None = None) -> Run:
     table = make_table(config.sample.sampler, schedule, config.sample.num_steps, variance=config.objective.variance)
     make_denoise = build.make_denoiser(config.objective, schedule, config.sample.clip)
     build.check_table(config.objective, make_denoise, table)
-    source = data.load(
-        config.data.name, data_dir=config.data.dir, split=config.data.split, image_size=config.data.image_size
+    source = processes.first_before_others(
+        lambda: data.load(
+            config.data.name, data_dir=config.data.dir, split=config.data.split, image_size=config.data.image_size
+        )
     )
     model = build.make_model(config, source.image_shape)
     optimizer = state.make_optimizer(config.optimizer)
@@ -153,7 +162,8 @@ def make_draw(
 def fit(config: Config, workdir: Path, report: Report) -> int:
     """Train to config.train.num_steps from the newest checkpoint in workdir, or from the beginning.
 
-    The state after step k is a function of (config, k): to stop anywhere and call this again changes nothing.
+    The state after step k is a function of (config, k): to stop anywhere and call this again changes nothing. SIGTERM
+    saves the state of the step that is running, and returns.
 
     Returns:
       The number of steps the state in workdir has seen.
@@ -163,37 +173,73 @@ def fit(config: Config, workdir: Path, report: Report) -> int:
       FloatingPointError: the loss is not finite; nothing of that is saved.
     """
     run = prepare(config)
-    checkpoint.open_run(workdir, checkpoint.RunInfo(config, run.source.image_shape, len(run.source)))
-    with checkpoint.checkpoints(workdir, keep=config.train.keep_checkpoints) as saved:
-        template = run.template()
-        train_state = saved.restore(template, report.say)
-        if train_state is None:
-            train_state = jax.jit(run.init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, template))()
+    info = checkpoint.RunInfo(config, run.source.image_shape, len(run.source))
+    processes.from_first(lambda: checkpoint.open_run(workdir, info))
+    with (
+        checkpoint.checkpoints(workdir, keep=config.train.keep_checkpoints) as saved,
+        processes.preemption() as asked_to_stop,
+    ):
+        train_state = begin(run, saved, report)
         first, last = int(train_state.step), config.train.num_steps
-        checkpoint.record_environment(workdir, first)
+        log = MetricsLog(workdir, first) if processes.is_first() else None
+        if log is not None:
+            checkpoint.record_environment(workdir, first)
         report.start(first, last)
-        log = MetricsLog(workdir, first)
+        clock = _Clock(config.train.checkpoint_minutes)
         previous: Any = None
         for k, batch in enumerate(data.prefetch(run.batch, range(first, last)), first + 1):
             train_state, metrics = run.train_step(train_state, batch)
             jax.block_until_ready(previous)  # one step is queued behind the one that runs, never more
             previous = metrics
             report.step(k)
+            stop = asked_to_stop(k) and k < last
             log_now, save_now, draw_now = (
                 k % every == 0 or k == last
                 for every in (config.train.log_every, config.train.checkpoint_every, config.train.sample_every)
             )
+            save_now = save_now or stop or (log_now and clock.is_due())
             values = _finite(k, metrics) if log_now or save_now else {}
-            if log_now:
+            if log_now and log is not None:
                 report.metrics(k, log.write(k, values, config.train.batch_size))
             if save_now:
-                saved.save(train_state)
+                saved.save(run.spread.whole(train_state))
+                clock.restart()
+            if stop:
+                report.say(f"SIGTERM: stopping after step {k}, whose state is being saved")
+                break
             if draw_now:
                 _save_picture(workdir / "samples" / f"step_{k:07d}.png", run, train_state)
-        log.close()
-        _save_picture(workdir / "samples.png", run, train_state)
-        plot_loss(workdir / "metrics.jsonl", workdir / "loss.png")
+        else:
+            _save_picture(workdir / "samples.png", run, train_state)
+            if log is not None:
+                plot_loss(workdir / "metrics.jsonl", workdir / "loss.png")
+        if log is not None:
+            log.close()
         return int(train_state.step)
+
+
+def begin(run: Run, saved: checkpoint.Checkpoints, report: Report) -> state.TrainState:
+    """The newest state of a run's checkpoints, or the one before step 0."""
+    template = run.template()
+    restored = saved.restore(template, report.say)
+    if restored is not None:
+        return restored
+    return jax.jit(run.init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, template))()
+
+
+class _Clock:
+    """Minutes since the last checkpoint, as the first process measures them."""
+
+    def __init__(self, minutes: float | None):
+        self.seconds = None if minutes is None else 60 * minutes
+        self.restart()
+
+    def restart(self) -> None:
+        self.start = time.monotonic()
+
+    def is_due(self) -> bool:
+        seconds = self.seconds
+        return seconds is not None and processes.from_first(lambda: time.monotonic() - self.start >= seconds)
 
 
 def _finite(k: int, metrics: step.Metrics) -> dict[str, float]:
@@ -205,8 +251,9 @@ def _finite(k: int, metrics: step.Metrics) -> dict[str, float]:
 
 
 def _save_picture(path: Path, run: Run, train_state: state.TrainState) -> None:
-    params = mesh.on_one_device(train_state.ema_params)  # the others need not draw the same pictures
-    save_grid(path, images.to_uint8(run.draw(params, run.key_sample)))
+    params = mesh.on_one_device(train_state.ema_params)  # of every process; the others need not draw the same pictures
+    if processes.is_first():
+        save_grid(path, images.to_uint8(run.draw(params, run.key_sample)))
 
 
 def save_grid(path: Path, pictures: np.ndarray) -> None:

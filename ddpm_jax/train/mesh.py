@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import linen as nn
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -25,7 +24,7 @@ from ddpm_jax.train.accumulation import accumulated
 from ddpm_jax.train.build import Objective
 from ddpm_jax.train.config import MESH_AXES
 from ddpm_jax.train.state import TrainState
-from ddpm_jax.train.step import Means, Metrics, Said, TrainStep, check_batch_size, make_gradient, make_update
+from ddpm_jax.train.step import Means, Metrics, Read, Said, TrainStep, check_batch_size, make_gradient, make_update
 
 BATCH = PartitionSpec(MESH_AXES)
 WHOLE = PartitionSpec()
@@ -48,14 +47,20 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device]) -> Mesh:
     return jax.make_mesh(shape, MESH_AXES, (AxisType.Auto,) * len(shape), devices=devices)
 
 
-def shard(batch: np.ndarray, mesh: Mesh) -> jax.Array:
-    """[B, ...] as one array, B divided over all devices of the mesh.
+def shard(read: Read, shape: tuple[int, ...], mesh: Mesh) -> jax.Array:
+    """A batch as one array, B divided over all devices of the mesh; a process reads the rows of its own devices.
+
+    Args:
+      read: read(rows) -> those rows of the batch.
+      shape: [B, ...] of the whole batch.
+      mesh: of the devices of all processes.
 
     Raises:
       ValueError: B not divisible by the number of devices.
     """
-    check_batch_size(len(batch), mesh.size)
-    return jax.device_put(batch, NamedSharding(mesh, BATCH))
+    check_batch_size(shape[0], mesh.size)
+    rows = lambda index: read(index[0])
+    return jax.make_array_from_callback(shape, NamedSharding(mesh, BATCH), rows)
 
 
 def sharded(state: TrainState, mesh: Mesh) -> TrainState:

@@ -6,7 +6,7 @@ Every draw of step k for example b of the global batch comes from fold_in(fold_i
 the same t, eps and dropout on any number of devices.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import linen as nn
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ddpm_jax import images
 from ddpm_jax.models import bind
@@ -26,6 +27,7 @@ from ddpm_jax.train.state import TrainState
 AXIS = "devices"
 Metrics = dict[str, jax.Array]
 TrainStep = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+Read = Callable[[slice], np.ndarray]
 
 
 class Means(NamedTuple):
@@ -56,10 +58,10 @@ def make_train_step(
     *,
     ema_decay: float,
     key: jax.Array,
-    devices: list[jax.Device] | None = None,
+    devices: Sequence[jax.Device] | None = None,
     accumulate: int = 1,
 ) -> TrainStep:
-    """train_step(state, batch) -> (state, {"loss", "grad_norm", ...}): one update on all local devices.
+    """train_step(state, batch) -> (state, {"loss", "grad_norm", ...}): one update on all devices.
 
     The state is one replicated array per leaf, not a stack, and is donated: do not use it again. The loss and its parts
     are those of the global batch, grad_norm is before clipping; all are device arrays, and reading them waits for the
@@ -72,11 +74,11 @@ def make_train_step(
       optimizer: from optax.
       ema_decay: of `ema.update`.
       key: of the whole run.
-      devices: those to use; all local ones by default.
+      devices: those to use, of all processes; by default those of this one.
       accumulate: micro-batches that each device computes one after the other, see `accumulation.accumulated`.
 
     Returns:
-      The step; batch is uint8 [devices, B / devices, H, W, C], see `shard`.
+      The step; batch is uint8 [this process's devices, B / all devices, H, W, C], see `shard`.
 
     Raises:
       ValueError: examples of a device that do not divide into micro-batches. Raised while tracing.
@@ -150,17 +152,34 @@ def check_batch_size(batch_size: int, num_devices: int, accumulate: int = 1) -> 
         )
 
 
-def shard(batch: Any, num_devices: int) -> Any:
-    """[B, ...] -> [num_devices, B / num_devices, ...].
+def shard(read: Read, shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
+    """This process's part of a batch, [its devices, B / all devices, ...].
+
+    Args:
+      read: read(rows) -> those rows of the batch.
+      shape: [B, ...] of the whole batch.
+      devices: of all processes; those of a process side by side.
 
     Raises:
       ValueError: B not divisible by the number of devices.
     """
-    check_batch_size(len(batch), num_devices)
-    return batch.reshape(num_devices, len(batch) // num_devices, *batch.shape[1:])
+    check_batch_size(shape[0], len(devices))
+    each = shape[0] // len(devices)
+    mine = [i for i, device in enumerate(devices) if device.process_index == jax.process_index()]
+    return read(slice(mine[0] * each, (mine[-1] + 1) * each)).reshape(len(mine), each, *shape[1:])
 
 
-def replicated(tree: Any, devices: list[jax.Device]) -> Any:
-    """The shapes and dtypes of a tree, with the sharding train_step returns: a whole copy on every device."""
-    sharding = jax.sharding.NamedSharding(jax.sharding.Mesh(np.array(devices), (AXIS,)), jax.sharding.PartitionSpec())
+def replicated(tree: Any, devices: Sequence[jax.Device]) -> Any:
+    """The shapes and dtypes of a tree, with a whole copy on every device of every process."""
+    sharding = NamedSharding(Mesh(np.array(devices), (AXIS,)), PartitionSpec())
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+
+
+def of_all_processes(tree: Any, devices: Sequence[jax.Device]) -> Any:
+    """The same arrays, placed as `replicated` says: pmap returns to each process copies on its own devices only."""
+    if jax.process_count() == 1:
+        return tree
+    place = lambda leaf, like: jax.make_array_from_single_device_arrays(
+        leaf.shape, like.sharding, [shard.data for shard in leaf.addressable_shards]
+    )
+    return jax.tree.map(place, tree, replicated(tree, devices))

@@ -59,7 +59,7 @@ def prepare(model, sizes, *, optimizer=SGD, objective=OBJECTIVE, schedule=S, acc
     init = lambda: state.init(model, optimizer, sampler, BATCH.shape[1:], jax.random.key(0))
     template = spread.place(jax.eval_shape(init))
     train_state = jax.jit(init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, template))()
-    return train_step, template, train_state, spread.shard(BATCH)
+    return train_step, template, train_state, spread.shard(BATCH.__getitem__, BATCH.shape)
 
 
 def run(model, sizes, num_steps, **options):
@@ -287,6 +287,6 @@ def test_a_batch_that_does_not_fit_is_refused_while_tracing():
     with pytest.raises(ValueError, match=r"train.accumulate 4 does not divide the 2 examples of each device"):
         train_step.lower(template, given)
     with pytest.raises(ValueError, match="batch size 6 is not divisible by the number of devices, 4"):
-        mesh.shard(BATCH[:6], mesh.make_mesh({"fsdp": 4}, jax.local_devices()))
+        mesh.shard(BATCH.__getitem__, (6, 4, 4, 1), mesh.make_mesh({"fsdp": 4}, jax.local_devices()))
     with pytest.raises(ValueError, match="batch size 6 is not divisible by the number of devices, 4"):
-        step.shard(BATCH[:6], 4)
+        step.shard(BATCH.__getitem__, (6, 4, 4, 1), jax.local_devices())

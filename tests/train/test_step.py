@@ -83,9 +83,10 @@ def prepare(model, num_devices, config=CONFIG, objective=OBJECTIVE, schedule=S):
 def run(model, num_devices, num_steps=1, **options):
     """(the state before every step and after the last, the metrics of every step)."""
     train_step, train_state = prepare(model, num_devices, **options)
+    batch = step.shard(BATCH.__getitem__, BATCH.shape, jax.local_devices()[:num_devices])
     states, metrics = [jax.tree.map(np.array, train_state)], []
     for _ in range(num_steps):
-        train_state, values = train_step(train_state, step.shard(BATCH, num_devices))
+        train_state, values = train_step(train_state, batch)
         states.append(jax.tree.map(np.array, train_state))
         metrics.append({name: float(value) for name, value in values.items()})
     return states, metrics
@@ -263,11 +264,11 @@ def test_bf16_keeps_parameters_average_optimizer_and_loss_in_float32():
 
 def test_the_old_state_is_donated():
     train_step, train_state = prepare(Small(), 2)
-    train_step(train_state, step.shard(BATCH, 2))
+    train_step(train_state, step.shard(BATCH.__getitem__, BATCH.shape, jax.local_devices()[:2]))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(train_state.params))
 
 
 def test_batch_must_be_divisible_by_devices():
     with pytest.raises(ValueError, match="batch size 8 is not divisible by the number of devices, 3"):
-        step.shard(BATCH, 3)
-    np.testing.assert_array_equal(step.shard(BATCH, 4)[2, 1], BATCH[5])
+        step.shard(BATCH.__getitem__, BATCH.shape, jax.local_devices()[:3])
+    np.testing.assert_array_equal(step.shard(BATCH.__getitem__, BATCH.shape, jax.local_devices())[2, 1], BATCH[5])
