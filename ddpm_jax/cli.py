@@ -1,4 +1,4 @@
-"""The command line: train | sample | convert | nll | samplers. The only module that prints."""
+"""The command line: train | sample | convert | nll | plan | samplers. The only module that prints."""
 
 import contextlib
 import dataclasses
@@ -21,6 +21,7 @@ from tqdm import tqdm
 from ddpm_jax import drawing, export, interop, processes
 from ddpm_jax.evaluate import nll
 from ddpm_jax.names import choose, unknown
+from ddpm_jax.plan import command
 from ddpm_jax.samplers import show
 from ddpm_jax.samplers.catalogue import CATALOGUE, GRIDS, make_table
 from ddpm_jax.train import build, loop
@@ -32,6 +33,7 @@ USAGE = """usage: ddpm-jax COMMAND ...
   sample SOURCE [--sampler ddim] [--num-steps 50] [-n 64]           pictures from a trained run, a diffusers folder, ...
   convert SOURCE FOLDER                                             write it as a folder that diffusers loads
   nll WORKDIR [--split test] [-n 1000] [--num-steps 100]            bits/dim: the variational bound, term by term
+  plan [EXPERIMENT.py] --topology v5e:4x8 [--json FILE]             memory and time on TPUs, without a TPU
   samplers                                                          list the samplers
   samplers show NAME [--num-steps 10] [--grid karras]               a sampler's table, as assignments
 
@@ -259,6 +261,17 @@ def negative_log_likelihood(argv: list[str]) -> None:
     print(f"terms, rate-distortion curve, timesteps: {folder}")
 
 
+# ------------------------------------------------------------------------------------------------------------- plan
+
+
+def plan(argv: list[str]) -> None:
+    """Compile a configuration's programs for TPU slices and show what they need."""
+    default = Config()
+    if argv and not argv[0].startswith("-"):
+        default, argv = load_experiment(Path(argv[0])), argv[1:]
+    command.run(_parse(command.PlanArguments, argv, "plan", command.PlanArguments(default)), print)
+
+
 # --------------------------------------------------------------------------------------------------------- samplers
 
 
@@ -298,6 +311,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "sample": sample,
     "convert": convert,
     "nll": negative_log_likelihood,
+    "plan": plan,
     "samplers": list_samplers,
 }
 

@@ -249,13 +249,15 @@ def test_differences_leave_out_what_may_change():
 # ------------------------------------------------------------------------------------------------------ experiments
 
 EXPERIMENTS = Path(__file__).parent.parent / "experiments"
-CONFIGS = ("digits", "mnist", "cifar10", "mnist_simple", "mnist_hybrid", "iddpm_cifar10", "iddpm_imagenet64")
+CONFIGS = ("digits", "mnist", "cifar10", "mnist_simple", "mnist_hybrid", "iddpm_cifar10", "iddpm_imagenet64",
+           "adm_imagenet256")  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_experiments_say_what_they_are(name):
     config = cli.load_experiment(EXPERIMENTS / f"{name}.py")
-    size = {"digits": 8, "mnist": 28, "downsampled_imagenet/64x64": 64}.get(config.data.name, 32)
+    sizes = {"digits": 8, "mnist": 28, "downsampled_imagenet/64x64": 64, "imagenet2012": 256}
+    size = sizes.get(config.data.name, 32)
     schedule = build.make_schedule(config.schedule)
     build.make_objective(config.objective, schedule)
     make_table(config.sample.sampler, schedule, config.sample.num_steps, variance=config.objective.variance)

@@ -40,7 +40,8 @@ ALLOWED = {
     "drawing": {
         *("images", "schedules", "process", "samplers", "guidance", "models", "checkpoint", "train", "interop"),
     },
-    "cli": {"names", "data", "train", "samplers", "evaluate", "drawing", "export", "interop", "processes"},
+    "plan": {"names", "data", "samplers", "train", "plan"},
+    "cli": {"names", "data", "train", "samplers", "evaluate", "drawing", "export", "interop", "plan", "processes"},
     "processes": set(),
     "__init__": set(),
 }

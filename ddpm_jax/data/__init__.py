@@ -2,6 +2,6 @@
 
 from ddpm_jax.data.batches import batch, batch_indices, prefetch
 from ddpm_jax.data.images import MEMORY_BOUND
-from ddpm_jax.data.source import Source, load, splits
+from ddpm_jax.data.source import Source, image_shape, load, splits
 
-__all__ = ["MEMORY_BOUND", "Source", "batch", "batch_indices", "load", "prefetch", "splits"]
+__all__ = ["MEMORY_BOUND", "Source", "batch", "batch_indices", "image_shape", "load", "prefetch", "splits"]

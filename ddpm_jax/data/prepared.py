@@ -130,8 +130,23 @@ def _find(name: str, data_dir: Path | None) -> Any:
     return _download(name)
 
 
-def _download(name: str) -> Any:
-    """The builder of a data set that TFDS downloads and prepares now, in its own data directory."""
+def declared_shape(name: str) -> tuple[int | None, ...]:
+    """[H, W, C] of the images of a TFDS data set as its definition states it, None where they differ.
+
+    Nothing is read, downloaded or prepared.
+
+    Raises:
+      ValueError: unknown name, or no uint8 `image` feature.
+    """
+    if name == DIGITS:
+        from ddpm_jax.data.digits.digits_dataset_builder import Builder
+
+        return _image_feature(name, Builder()).shape
+    return _image_feature(name, _defined(name)).shape
+
+
+def _defined(name: str) -> Any:
+    """The builder of a data set that TFDS has the code of, prepared or not."""
     import tensorflow_datasets as tfds
 
     known = known_names()
@@ -141,7 +156,14 @@ def _download(name: str) -> Any:
             f"unknown data set {name!r}: neither a TFDS name (nearest: {near!r}) nor an existing folder of images, "
             ".npy or .npz file"
         )
-    builder = tfds.builder(name, file_format="array_record")
+    return tfds.builder(name, file_format="array_record")
+
+
+def _download(name: str) -> Any:
+    """The builder of a data set that TFDS downloads and prepares now, in its own data directory."""
+    import tensorflow_datasets as tfds
+
+    builder = _defined(name)
     if isinstance(_image_feature(name, builder), tfds.features.Image) and not _has_tensorflow():
         raise ValueError(
             f"{name!r} is not in {builder.data_dir_root}, and preparing it needs TensorFlow (reading does not): run "

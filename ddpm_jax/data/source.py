@@ -8,11 +8,11 @@ import numpy as np
 
 from ddpm_jax.data.folder import open_folder
 from ddpm_jax.data.images import Images, Progress, Source, collect, fit, from_array, in_memory
-from ddpm_jax.data.prepared import DIGITS, known_names, open_tfds, splits_of_tfds
+from ddpm_jax.data.prepared import DIGITS, declared_shape, known_names, open_tfds, splits_of_tfds
 
 ARRAY_ENDINGS = (".npy", ".npz")
 
-__all__ = ["Source", "load", "splits"]
+__all__ = ["Source", "image_shape", "load", "splits"]
 
 
 def load(
@@ -69,6 +69,23 @@ def splits(name: str, *, data_dir: str | Path | None = None) -> tuple[str, ...]:
     if path.suffix.lower() in ARRAY_ENDINGS or _is_folder(name, path):
         return ("train",)
     return splits_of_tfds(name, None if data_dir is None else Path(data_dir).expanduser())
+
+
+def image_shape(name: str, *, image_size: int | None = None) -> tuple[int, int, int]:
+    """[H, W, C] of the images of a data set that TFDS defines, without reading or downloading any.
+
+    Raises:
+      ValueError: a path or an unknown name, or images of several sizes and no image_size.
+    """
+    path = Path(name).expanduser()
+    if path.suffix.lower() in ARRAY_ENDINGS or _is_folder(name, path):
+        raise ValueError(f"the size of the images of {name!r} is known only when they are read")
+    height, width, channels = (*declared_shape(name), 1)[:3]  # grey ones may be declared as [H, W]
+    if image_size is not None:
+        height = width = image_size
+    if height is None or width is None or channels is None:
+        raise ValueError(f"the images of {name!r} differ in size, {[height, width, channels]}: it needs image_size")
+    return height, width, channels
 
 
 def _is_folder(name: str, path: Path) -> bool:

@@ -99,8 +99,13 @@ def make_spread(config: ParallelConfig, devices: list[jax.Device]) -> Spread:
     )
 
 
-def prepare(config: Config, devices: list[jax.Device] | None = None) -> Run:
+def prepare(config: Config, devices: list[jax.Device] | None = None, source: data.Source | None = None) -> Run:
     """Build what the configuration names, for the devices of all processes.
+
+    Args:
+      config: of the run.
+      devices: those of the train step; those of all processes by default.
+      source: the images, instead of those that the configuration names.
 
     Raises:
       ValueError: a configuration that does not fit its data or its devices.
@@ -114,11 +119,12 @@ def prepare(config: Config, devices: list[jax.Device] | None = None) -> Run:
     table = make_table(config.sample.sampler, schedule, config.sample.num_steps, variance=config.objective.variance)
     make_denoise = build.make_denoiser(config.objective, schedule, config.sample.clip)
     build.check_table(config.objective, make_denoise, table)
-    source = processes.first_before_others(
-        lambda: data.load(
-            config.data.name, data_dir=config.data.dir, split=config.data.split, image_size=config.data.image_size
+    if source is None:
+        source = processes.first_before_others(
+            lambda: data.load(
+                config.data.name, data_dir=config.data.dir, split=config.data.split, image_size=config.data.image_size
+            )
         )
-    )
     model = build.make_model(config, source.image_shape)
     optimizer = state.make_optimizer(config.optimizer)
     key_init, key_train, key_sample = jax.random.split(jax.random.key(config.train.seed), 3)
