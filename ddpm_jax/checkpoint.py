@@ -2,8 +2,9 @@
 
     config.json         the resolved configuration, the shape and number of the images
     environment.jsonl   one line per start: versions, git commit, devices, from which step
-    checkpoints/STEP/   Orbax: params, ema_params, opt_state, and timestep_state where t is drawn with one; seal.json:
-                        size and CRC-32 of their files
+    checkpoints/STEP/   Orbax: params, ema_params, opt_state, timestep_state where t is drawn with one, ema_stack where
+                        there are several averages; seal.json: size and CRC-32 of their files
+    averages/STEP/      written by posthoc
     metrics.jsonl, samples/, loss.png   written by train.loop
 
 A checkpoint is written under another name, sealed, and appears under its own only when it is complete. Only one whose
@@ -31,7 +32,7 @@ from ddpm_jax import processes
 from ddpm_jax.train.config import Config, differences, from_dict, to_dict
 from ddpm_jax.train.state import TrainState
 
-ITEMS = ("params", "ema_params", "opt_state", "timestep_state")
+ITEMS = ("params", "ema_params", "opt_state", "timestep_state", "ema_stack")
 SEAL = "seal.json"
 Say = Callable[[str], None]
 

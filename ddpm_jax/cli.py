@@ -18,7 +18,7 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from ddpm_jax import drawing, export, interop, processes
+from ddpm_jax import drawing, export, interop, posthoc, processes
 from ddpm_jax.evaluate import nll
 from ddpm_jax.names import choose, unknown
 from ddpm_jax.plan import command
@@ -74,6 +74,10 @@ class SampleArguments:
     """The class of all images, where the network has classes; by default image i is of class i, counted around."""
     guidance_scale: float | None = None
     """Of classifier-free guidance u + scale (c - u), where the network has a label that stands for no class."""
+    ema_decay: float | None = None
+    """The decay of the average of a run's parameters: one that it keeps; optimizer.ema_decay by default."""
+    ema_sigma: float | None = None
+    """The width of a power function instead: any that its snapshots of optimizer.ema_sigmas give."""
     out: Path | None = None
     """A .png picture of all images side by side, or .npz with uint8 images [N, H, W, C]; by default a picture in the
     run's directory, or in the working directory."""
@@ -153,9 +157,10 @@ def sample(argv: list[str]) -> None:
     arguments = _parse(SampleArguments, argv, "sample")
     if arguments.out is not None:
         choose("ending of --out", arguments.out.suffix, {".png": 0, ".npz": 0})
-    place = Path(arguments.source)
+    place, average = Path(arguments.source), posthoc.Average(arguments.ema_decay, arguments.ema_sigma)
+    export.check_average(place, average)
     is_run = export.is_run(place)
-    source = drawing.of_run(place, print) if is_run else drawing.of_loaded(interop.load(arguments.source))
+    source = drawing.of_run(place, print, average) if is_run else drawing.of_loaded(interop.load(arguments.source))
     preset = drawing.preset(source, arguments.sampler, arguments.num_steps, arguments.grid, arguments.timesteps)
     labels = drawing.labels(source, arguments.label, arguments.guidance_scale)
     n = arguments.num_images
@@ -180,7 +185,10 @@ def default_name(arguments: SampleArguments, sampler: str | None, is_run: bool) 
     spacing = arguments.num_steps if chosen is None else f"{len(chosen)}chosen"
     label = None if arguments.label is None else f"label{arguments.label}"
     source = None if is_run else Path(arguments.source).absolute().stem
-    parts = [source, arguments.sampler or sampler, arguments.grid, spacing, label, f"seed{arguments.seed}"]
+    decay = None if arguments.ema_decay is None else f"decay{arguments.ema_decay}"
+    sigma = None if arguments.ema_sigma is None else f"sigma{arguments.ema_sigma}"
+    which = [source, arguments.sampler or sampler, arguments.grid, spacing, label, decay, sigma]
+    parts = [*which, f"seed{arguments.seed}"]
     return "_".join(str(part) for part in parts if part is not None) + ".png"
 
 
@@ -193,12 +201,17 @@ class ConvertArguments:
     """A run's directory; a folder or checkpoint of another project; or hf:OWNER/NAME."""
     destination: tyro.conf.Positional[Path]
     """A new or empty directory."""
+    ema_decay: float | None = None
+    """As in sample: which average of a run's parameters."""
+    ema_sigma: float | None = None
+    """As in sample."""
 
 
 def convert(argv: list[str]) -> None:
     """Write a run, or the weights of another project, as a folder that diffusers loads."""
     arguments = _parse(ConvertArguments, argv, "convert")
-    loaded = export.load(arguments.source, print)
+    average = posthoc.Average(arguments.ema_decay, arguments.ema_sigma)
+    loaded = export.load(arguments.source, print, average)
     interop.save_diffusers(arguments.destination, loaded)
     height, width, channels = loaded.image_shape
     sizes = [math.prod(leaf.shape) for leaf in jax.tree.leaves(loaded.params)]

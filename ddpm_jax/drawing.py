@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from ddpm_jax import checkpoint, guidance, images, samplers
+from ddpm_jax import checkpoint, guidance, images, posthoc, samplers
 from ddpm_jax.checkpoint import Say
 from ddpm_jax.interop import FirstStage, Loaded
 from ddpm_jax.models import DiT, UNet, UViT, bind
@@ -53,19 +53,19 @@ class Source:
     first_stage: FirstStage | None = None
 
 
-def of_run(workdir: Path, say: Say) -> Source:
-    """The averaged parameters of a run's newest intact checkpoint.
+def of_run(workdir: Path, say: Say, average: posthoc.Average = posthoc.OWN) -> Source:
+    """The averaged parameters of a run's newest intact checkpoint, or another average of them, see `posthoc.averaged`.
 
     Raises:
       FileNotFoundError: no run in this directory, or no checkpoint.
-      ValueError: a damaged run.
+      ValueError: a damaged run, or an average it cannot give.
     """
     info = checkpoint.load_run(workdir)
     config, shape = info.config, info.image_shape
     schedule, model = build.make_schedule(config.schedule), build.make_model(config, shape)
     return Source(
         model,
-        checkpoint.restore_ema(workdir, build.params_template(model, shape), say),
+        posthoc.averaged(workdir, build.params_template(model, shape), say, average)[0],
         shape,
         schedule,
         config.objective.variance,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jax
 
-from ddpm_jax import checkpoint, interop
+from ddpm_jax import checkpoint, interop, posthoc
 from ddpm_jax.checkpoint import Say
 from ddpm_jax.interop import Loaded
 from ddpm_jax.train import build
@@ -24,21 +24,32 @@ def is_run(path: Path) -> bool:
     return not (isinstance(found, dict) and "_class_name" in found)
 
 
-def load(source: str, say: Say) -> Loaded:
+def load(source: str, say: Say, average: posthoc.Average = posthoc.OWN) -> Loaded:
     """Whatever there is: the directory of a run, or what `interop.load` reads.
 
     Raises:
-      ValueError, OSError: as loaded_run and interop.load.
+      ValueError, OSError: as loaded_run and interop.load; an average of what is no run.
     """
-    return loaded_run(Path(source), say) if is_run(Path(source)) else interop.load(source)
+    check_average(Path(source), average)
+    return loaded_run(Path(source), say, average) if is_run(Path(source)) else interop.load(source)
 
 
-def loaded_run(workdir: Path, say: Say) -> Loaded:
-    """The averaged parameters of a run's newest intact checkpoint, with its network and schedule.
+def check_average(source: Path, average: posthoc.Average) -> None:
+    """Whether there is a choice of averages.
+
+    Raises:
+      ValueError: one is chosen, and this is no run.
+    """
+    if average != posthoc.OWN and not is_run(source):
+        raise ValueError(f"ema_decay and ema_sigma choose among the averages of a run, got {source}, which is no run")
+
+
+def loaded_run(workdir: Path, say: Say, average: posthoc.Average = posthoc.OWN) -> Loaded:
+    """The averaged parameters of a run, see `posthoc.averaged`, with its network and schedule.
 
     Raises:
       FileNotFoundError: no run in this directory, or no checkpoint.
-      ValueError: a damaged run; one that predicts what no other project's networks do.
+      ValueError: a damaged run; an average it cannot give; one that predicts what no other project's networks do.
     """
     info = checkpoint.load_run(workdir)
     config, objective = info.config, info.config.objective
@@ -47,7 +58,7 @@ def loaded_run(workdir: Path, say: Say) -> Loaded:
         raise ValueError(f"{workdir}: other projects have no networks of objective.{name}; sample it as a run")
     model = build.make_model(config, info.image_shape)
     template = build.params_template(model, info.image_shape)
-    params, step = checkpoint.restore_ema_and_step(workdir, template, say)
+    params, step = posthoc.averaged(workdir, template, say, average)
     return Loaded(
         origin=f"a run of ddpm-jax, {step} steps",
         config=to_dict(config.model),

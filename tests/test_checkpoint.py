@@ -37,7 +37,7 @@ CONFIG = Config(
         loss="hybrid", variance="learned_range", timesteps="importance", timesteps_arguments={"history": 2}
     ),
     model=ModelConfig(channels=4, channel_multipliers=(1,), attention_resolutions=(), dropout=0.2, num_groups=2),
-    optimizer=OptimizerConfig(warmup_steps=2, decay_steps=None),
+    optimizer=OptimizerConfig(warmup_steps=2, decay_steps=None, ema_decays=(0.9,), ema_sigmas=(0.1,)),
     sample=SampleConfig(num_steps=2, num_images=4),
     train=TrainConfig(num_steps=8, batch_size=8, log_every=2, checkpoint_every=2, sample_every=8, keep_checkpoints=2),
 )

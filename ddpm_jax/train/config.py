@@ -11,6 +11,7 @@ import cattrs
 
 from ddpm_jax.names import unknown
 from ddpm_jax.process import LEARNED, PredictionType, VarianceType
+from ddpm_jax.train.ema import NARROWEST, WIDEST
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,11 @@ class OptimizerConfig:
     clip_norm: float | None = 1.0
     """Gradients are scaled down to this global norm; none leaves them."""
     ema_decay: float = 0.995
+    ema_decays: tuple[float, ...] = ()
+    """Further averages, each with its own decay."""
+    ema_sigmas: tuple[float, ...] = ()
+    """Further averages under a power function of the step: its standard deviation in units of the training so far,
+    such as 0.05 0.1."""
 
 
 @dataclass(frozen=True)
@@ -160,6 +166,9 @@ class TrainConfig:
     checkpoint_minutes: float | None = None
     """A checkpoint also after so many minutes without one; looked at whenever the log is written."""
     keep_checkpoints: int = 3
+    average_every: int | None = None
+    """Keep the averages of optimizer.ema_sigmas every so many steps and at the end: from them, averages of other widths
+    are made after the training. By default they are not kept."""
     sample_every: int = 500
 
 
@@ -204,6 +213,7 @@ class Config:
             _at_least_one(f"sample.{name}", getattr(self.sample, name))
         if not 0 <= self.optimizer.ema_decay < 1:
             raise ValueError(f"optimizer.ema_decay must lie in [0, 1), got {self.optimizer.ema_decay}")
+        _check_averages(self.optimizer, self.train)
         rate, clip_norm = self.optimizer.learning_rate, self.optimizer.clip_norm
         if rate <= 0 or (clip_norm is not None and clip_norm <= 0):
             raise ValueError(
@@ -216,6 +226,22 @@ class Config:
             )
 
 
+def _check_averages(optimizer: OptimizerConfig, train: TrainConfig) -> None:
+    for name, interval, within in (
+        ("ema_decays", "[0, 1)", lambda decay: 0 <= decay < 1),
+        ("ema_sigmas", f"[{NARROWEST}, {WIDEST:.6f}]", lambda sigma: NARROWEST <= sigma <= WIDEST),
+    ):
+        values = getattr(optimizer, name)
+        if not all(map(within, values)) or len(set(values)) < len(values):
+            raise ValueError(f"optimizer.{name} must be different numbers in {interval}, got {values}")
+    if train.average_every is not None:
+        _at_least_one("train.average_every", train.average_every)
+        if not optimizer.ema_sigmas:
+            raise ValueError(
+                f"train.average_every keeps the averages of optimizer.ema_sigmas: got {train.average_every} without any"
+            )
+
+
 def _at_least_one(name: str, value: int) -> None:
     if value < 1:
         raise ValueError(f"{name} must be at least 1, got {value}")
@@ -224,8 +250,8 @@ def _at_least_one(name: str, value: int) -> None:
 # What may change when a run is continued: the numbers of step k do not depend on these, but for the rounding of sums
 # in another order, as on another number of devices.
 FREE = ("data.dir", "sample", "train.num_steps", "train.log_every", "train.checkpoint_every",
-        "train.checkpoint_minutes", "train.keep_checkpoints", "train.sample_every", "train.accumulate",
-        "parallel")  # fmt: skip
+        "train.checkpoint_minutes", "train.keep_checkpoints", "train.average_every", "train.sample_every",
+        "train.accumulate", "parallel")  # fmt: skip
 
 T = TypeVar("T")
 

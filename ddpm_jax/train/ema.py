@@ -1,11 +1,43 @@
-"""Averages of parameters over training, the parameters one samples from."""
+"""Averages of parameters over training, the parameters one samples from.
 
-from typing import TypeVar
+theta_i are the parameters after update i = 1, 2, ..., t. Two kinds of averages:
+
+    constant decay d    mean <- d mean + (1 - d) theta_t
+    power function      mean = integral_0^t tau^gamma theta(tau) d tau / integral_0^t tau^gamma d tau
+
+The profile of the second keeps its shape while training goes on; its standard deviation in units of t, sigma_rel, is
+its name.
+"""
+
+import dataclasses
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Params = TypeVar("Params")
+
+# Of the power function with gamma = 0, the mean of all parameters so far: a wider one would weigh old ones the most.
+WIDEST = 12**-0.5
+# A ten-thousandth of the training: no average any more.
+NARROWEST = 1e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class Averages:
+    """Those that are kept in one stacked tree, rows in this order."""
+
+    decays: tuple[float, ...] = ()
+    """Constant ones, each in [0, 1)."""
+    sigmas: tuple[float, ...] = ()
+    """sigma_rel of power functions, each in [NARROWEST, WIDEST]."""
+
+    def __len__(self) -> int:
+        return len(self.decays) + len(self.sigmas)
+
+
+NONE = Averages()
 
 
 def update(ema_params: Params, params: Params, step: jax.Array, decay: float) -> Params:
@@ -22,3 +54,48 @@ def update(ema_params: Params, params: Params, step: jax.Array, decay: float) ->
     """
     decay_now = jnp.where(step == 0, 0, jnp.float32(decay))
     return jax.tree.map(lambda e, p: e + (1 - decay_now) * (p - e), ema_params, params)
+
+
+def init_stack(params: Params, averages: Averages) -> Params | tuple[()]:
+    """Copies of params, [R, ...] for R averages; () for none."""
+    return jax.tree.map(lambda p: jnp.stack([p] * len(averages)), params) if averages else ()
+
+
+def update_stack(stack: Params, params: Any, step: jax.Array, averages: Averages) -> Params:
+    """mean_r <- beta_r mean_r + (1 - beta_r) params, one row r for each average; copies of params at step 0.
+
+    beta is the decay of a constant one, and (1 - 1/t)^(gamma + 1) of a power function, t = step + 1: then mean is the
+    integral above, exactly, of theta(tau) = theta_i for i - 1 < tau <= i.
+
+    Source: Karras et al. 2024 (arXiv:2312.02696), section 3.1 (beta_gamma).
+
+    Args:
+      stack: averages so far, [R, ...]; () for none.
+      params: after this step's update.
+      step: number of updates before this one.
+      averages: what the rows are.
+    """
+    if not averages:
+        return stack
+    constant = 1 - jnp.where(step == 0, 0, jnp.array(averages.decays, jnp.float32))
+    exponents = jnp.array([gamma_of(sigma) + 1 for sigma in averages.sigmas], jnp.float32)
+    # 1 - beta, without the rounding of a beta that is almost 1.
+    power = -jnp.expm1(exponents * jnp.log1p(-1 / (step + 1).astype(jnp.float32)))
+    toward = lambda mean, weight: jax.tree.map(lambda m, p: m + weight * (p - m), mean, params)
+    return jax.vmap(toward)(stack, jnp.concatenate([constant, power]))
+
+
+def gamma_of(sigma_rel: float) -> float:
+    """gamma >= 0 of the power function for which sigma_rel^2 = (gamma + 1) / ((gamma + 2)^2 (gamma + 3)).
+
+    Source: Karras et al. 2024 (arXiv:2312.02696), section 3.1 and appendix C: the standard deviation of tau / t under
+    the density (gamma + 1) tau^gamma / t^(gamma + 1) on [0, t].
+
+    Raises:
+      ValueError: sigma_rel outside [NARROWEST, WIDEST].
+    """
+    if not NARROWEST <= sigma_rel <= WIDEST:
+        raise ValueError(f"sigma_rel must lie in [{NARROWEST}, {WIDEST:.6f}], got {sigma_rel}")
+    square = float(sigma_rel) ** -2
+    # Of the three roots, all real, only the largest is above -0.39. At WIDEST it is 0 but for rounding.
+    return max(0.0, float(np.roots([1, 7, 16 - square, 12 - square]).real.max()))

@@ -14,11 +14,11 @@ import optax
 from flax import linen as nn
 from PIL import Image
 
-from ddpm_jax import checkpoint, data, images, processes, samplers
+from ddpm_jax import checkpoint, data, images, posthoc, processes, samplers
 from ddpm_jax.models import bind
 from ddpm_jax.samplers.catalogue import make_table
 from ddpm_jax.timesteps import TimestepSampler
-from ddpm_jax.train import build, mesh, state, step
+from ddpm_jax.train import build, ema, mesh, state, step
 from ddpm_jax.train.config import Config, ParallelConfig
 from ddpm_jax.train.metrics import MetricsLog, plot_loss
 
@@ -70,7 +70,14 @@ class Run:
 
     def init(self) -> state.TrainState:
         """The state before step 0."""
-        return state.init(self.model, self.optimizer, self.timestep_sampler, self.source.image_shape, self.key_init)
+        return state.init(
+            self.model,
+            self.optimizer,
+            self.timestep_sampler,
+            self.source.image_shape,
+            self.key_init,
+            averages_of(self.config),
+        )
 
     def template(self) -> state.TrainState:
         """The shapes, dtypes and shardings of its states."""
@@ -97,6 +104,11 @@ def make_spread(config: ParallelConfig, devices: list[jax.Device]) -> Spread:
         partial(step.replicated, devices=devices),
         partial(step.of_all_processes, devices=devices),
     )
+
+
+def averages_of(config: Config) -> ema.Averages:
+    """Those of a state's stack."""
+    return ema.Averages(config.optimizer.ema_decays, config.optimizer.ema_sigmas)
 
 
 def prepare(config: Config, devices: list[jax.Device] | None = None, source: data.Source | None = None) -> Run:
@@ -144,6 +156,7 @@ def prepare(config: Config, devices: list[jax.Device] | None = None, source: dat
             ema_decay=config.optimizer.ema_decay,
             key=key_train,
             accumulate=config.train.accumulate,
+            averages=averages_of(config),
         ),
         make_draw(model, make_denoise, table, (config.sample.num_images, *source.image_shape)),
         key_init,
@@ -203,10 +216,14 @@ def fit(config: Config, workdir: Path, report: Report) -> int:
                 k % every == 0 or k == last
                 for every in (config.train.log_every, config.train.checkpoint_every, config.train.sample_every)
             )
+            every = config.train.average_every
+            average_now = every is not None and (k % every == 0 or k == last)
             save_now = save_now or stop or (log_now and clock.is_due())
-            values = _finite(k, metrics) if log_now or save_now else {}
+            values = _finite(k, metrics) if log_now or save_now or average_now else {}
             if log_now and log is not None:
                 report.metrics(k, log.write(k, values, config.train.batch_size))
+            if average_now:  # before the checkpoint: a run that is resumed from that has it
+                posthoc.save(workdir, run.spread.whole(train_state), averages_of(config))
             if save_now:
                 saved.save(run.spread.whole(train_state))
                 clock.restart()

@@ -20,6 +20,7 @@ from flax import linen as nn
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ddpm_jax.timesteps import TimestepSampler
+from ddpm_jax.train import ema
 from ddpm_jax.train.accumulation import accumulated
 from ddpm_jax.train.build import Objective
 from ddpm_jax.train.config import MESH_AXES
@@ -71,7 +72,8 @@ def sharded(state: TrainState, mesh: Mesh) -> TrainState:
 
 def _shardings(state: TrainState, mesh: Mesh) -> TrainState:
     """A sharding for each leaf: what grows with the network is divided, the rest is whole on every device."""
-    divide = lambda tree: jax.tree.map(lambda leaf: NamedSharding(mesh, spec(leaf.shape, mesh.shape["fsdp"])), tree)
+    fsdp = mesh.shape["fsdp"]
+    divide = lambda tree: jax.tree.map(lambda leaf: NamedSharding(mesh, spec(leaf.shape, fsdp)), tree)
     whole = lambda tree: jax.tree.map(lambda leaf: NamedSharding(mesh, WHOLE), tree)
     return TrainState(
         step=whole(state.step),
@@ -79,7 +81,14 @@ def _shardings(state: TrainState, mesh: Mesh) -> TrainState:
         ema_params=divide(state.ema_params),
         opt_state=divide(state.opt_state),
         timestep_state=whole(state.timestep_state),
+        ema_stack=jax.tree.map(lambda leaf: NamedSharding(mesh, _row_spec(leaf.shape, fsdp)), state.ema_stack),
     )
+
+
+def _row_spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
+    """Of stacked arrays [R, ...]: that of each of them."""
+    row = spec(shape[1:], fsdp)
+    return row if row == WHOLE else PartitionSpec(None, *row)
 
 
 def spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
@@ -101,6 +110,7 @@ def make_train_step(
     key: jax.Array,
     mesh: Mesh,
     accumulate: int = 1,
+    averages: ema.Averages = ema.NONE,
 ) -> TrainStep:
     """train_step(state, batch) -> (state, metrics), as step.make_train_step, on a mesh.
 
@@ -117,7 +127,7 @@ def make_train_step(
       ValueError: B not divisible by devices and micro-batches. Raised while tracing.
     """
     one = make_gradient(model, objective, timestep_sampler, key)
-    update = make_update(timestep_sampler, optimizer, ema_decay)
+    update = make_update(timestep_sampler, optimizer, ema_decay, averages)
     place = lambda tree, spec: jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, spec))
 
     def sharded_gradient(

@@ -9,6 +9,7 @@ import optax
 from flax import linen as nn
 
 from ddpm_jax.timesteps import TimestepSampler
+from ddpm_jax.train import ema
 from ddpm_jax.train.config import OptimizerConfig
 
 Params = Any
@@ -24,6 +25,7 @@ class TrainState:
     ema_params: Params
     opt_state: optax.OptState
     timestep_state: Any = ()  # of the TimestepSampler
+    ema_stack: Any = ()  # of ema.update_stack
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
@@ -47,9 +49,11 @@ def init(
     timestep_sampler: TimestepSampler,
     image_shape: tuple[int, ...],
     key: jax.Array,
+    averages: ema.Averages = ema.NONE,
 ) -> TrainState:
     """The state before step 0; traceable, so that jax.eval_shape gives its shapes without memory."""
     params = model.init(key, jnp.zeros((1, *image_shape)), jnp.zeros((1,)))["params"]
     # A copy: the state is donated, and a buffer can be donated once.
     ema_params = jax.tree.map(jnp.copy, params)
-    return TrainState(jnp.int32(0), params, ema_params, optimizer.init(params), timestep_sampler.init())
+    ema_stack = ema.init_stack(params, averages)
+    return TrainState(jnp.int32(0), params, ema_params, optimizer.init(params), timestep_sampler.init(), ema_stack)

@@ -60,6 +60,7 @@ def make_train_step(
     key: jax.Array,
     devices: Sequence[jax.Device] | None = None,
     accumulate: int = 1,
+    averages: ema.Averages = ema.NONE,
 ) -> TrainStep:
     """train_step(state, batch) -> (state, {"loss", "grad_norm", ...}): one update on all devices.
 
@@ -76,6 +77,7 @@ def make_train_step(
       key: of the whole run.
       devices: those to use, of all processes; by default those of this one.
       accumulate: micro-batches that each device computes one after the other, see `accumulation.accumulated`.
+      averages: those in the state's stack, see `ema.update_stack`.
 
     Returns:
       The step; batch is uint8 [this process's devices, B / all devices, H, W, C], see `shard`.
@@ -86,7 +88,7 @@ def make_train_step(
     devices = devices or jax.local_devices()
     gradient = make_gradient(model, objective, timestep_sampler, key)
     gradient = accumulated(gradient, accumulate, unroll=devices[0].platform == "cpu")
-    update = make_update(timestep_sampler, optimizer, ema_decay)
+    update = make_update(timestep_sampler, optimizer, ema_decay, averages)
 
     def train_step(state: TrainState, batch: jax.Array) -> tuple[TrainState, Metrics]:
         batch_size = len(batch) * len(devices)
@@ -123,16 +125,22 @@ def make_gradient(
     return gradient
 
 
-def make_update(timestep_sampler: TimestepSampler, optimizer: optax.GradientTransformation, ema_decay: float) -> Update:
+def make_update(
+    timestep_sampler: TimestepSampler,
+    optimizer: optax.GradientTransformation,
+    ema_decay: float,
+    averages: ema.Averages = ema.NONE,
+) -> Update:
     """The state after a whole batch, and what its log shows; arguments as in `make_train_step`."""
 
     def update(state: TrainState, means: Means, said: Said) -> tuple[TrainState, Metrics]:
         updates, opt_state = optimizer.update(means.grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema_params = ema.update(state.ema_params, params, state.step, ema_decay)
+        ema_stack = ema.update_stack(state.ema_stack, params, state.step, averages)
         timestep_state = timestep_sampler.update(state.timestep_state, *said)
         metrics = {"loss": means.loss, "grad_norm": optax.tree.norm(means.grads), **means.parts}
-        return TrainState(state.step + 1, params, ema_params, opt_state, timestep_state), metrics
+        return TrainState(state.step + 1, params, ema_params, opt_state, timestep_state, ema_stack), metrics
 
     return update
 
