@@ -19,8 +19,9 @@ import json
 import os
 import platform
 import subprocess
+import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from ddpm_jax import processes
+from ddpm_jax.storage import Say, naming
 from ddpm_jax.train.config import Config, differences, from_dict, to_dict
+from ddpm_jax.train.leaves import describe, listing, misfits
 from ddpm_jax.train.state import TrainState
 
 ITEMS = ("params", "ema_params", "opt_state", "timestep_state", "ema_stack")
 SEAL = "seal.json"
-Say = Callable[[str], None]
 
 
 # ---------------------------------------------------------------------------------------------------- configuration
@@ -43,7 +45,7 @@ Say = Callable[[str], None]
 def write_atomically(path: Path, text: str) -> None:
     """The file holds the old text or the new, never a part."""
     partial = path.with_name(path.name + ".partial")
-    with open(partial, "w") as file:
+    with naming(partial), open(partial, "w") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
@@ -100,20 +102,27 @@ def load_run(workdir: Path) -> RunInfo:
         raise ValueError(f"{path}: {error}") from None
 
 
-def record_environment(workdir: Path, step: int) -> None:
-    """One line in environment.jsonl: what this part of the run was computed with."""
+def record_environment(workdir: Path, step: int, begun_from_step: int | None = None) -> None:
+    """One line in environment.jsonl: what this part of the run was computed with.
+
+    Args:
+      step: from which it goes on.
+      begun_from_step: of the other run, where this one begins with what that has learned.
+    """
     packages = ("ddpm-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     devices = jax.devices()
     line = {
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "from_step": step,
+        **({} if begun_from_step is None else {"begun_from_step": begun_from_step}),
         "git_commit": _git_commit(),
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in packages},
         "devices": f"{len(devices)} x {devices[0].device_kind}",
         "processes": jax.process_count(),
     }
-    with open(workdir / "environment.jsonl", "a") as file:
+    path = workdir / "environment.jsonl"
+    with naming(path), open(path, "a") as file:
         file.write(json.dumps(line) + "\n")
 
 
@@ -142,9 +151,14 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
     def save(self, state: TrainState) -> None:
-        """Start writing the state as checkpoint state.step."""
-        items = {name: ocp.args.StandardSave(item) for name, item in _items(state).items()}
-        self._manager.save(int(state.step), args=ocp.args.Composite(**items))
+        """Start writing the state as checkpoint state.step.
+
+        Raises:
+          OSError: this one, or the one before, cannot be written.
+        """
+        items = {name: ocp.args.StandardSave(item) for name, item in items_of(state).items()}
+        with self._writing():
+            self._manager.save(int(state.step), args=ocp.args.Composite(**items))
 
     def restore(self, template: TrainState, say: Say) -> TrainState | None:
         """The newest intact state, placed like the template; None if there is no checkpoint.
@@ -160,7 +174,7 @@ class Checkpoints:
             say(f"checkpoint {bad} is damaged ({reason}); it is now {target}, going on from {step or 'the beginning'}")
         if step is None:
             return None
-        items = self._read(step, _items(template))
+        items = self.read(step, items_of(template))
         return dataclasses.replace(template, step=jax.device_put(np.int32(step), template.step.sharding), **items)
 
     def restore_item(self, name: str, template: Any, say: Say) -> Any:
@@ -174,19 +188,63 @@ class Checkpoints:
 
     def restore_item_and_step(self, name: str, template: Any, say: Say) -> tuple[Any, int]:
         """As restore_item, and which checkpoint that is."""
+        step = self.newest(say)
+        return self.read(step, {name: template})[name], step
+
+    def newest(self, say: Say) -> int:
+        """The newest intact checkpoint; nothing is moved.
+
+        Raises:
+          FileNotFoundError: there is no checkpoint.
+          ValueError: there are checkpoints, and all are damaged.
+        """
         step, damaged = self._newest_intact()
         if step is None:
             raise FileNotFoundError(f"no checkpoint in {self.directory}")
         for bad, reason in damaged.items():
             say(f"checkpoint {bad} is damaged ({reason}); using {step}")
-        return self._read(step, {name: template})[name], step
+        return step
+
+    def finish(self, state: TrainState) -> None:
+        """Wait until the state is written; where that failed for a reason that may pass, calling again writes it."""
+        with self._writing():
+            self._manager.wait_until_finished()
+            if int(state.step) not in _steps(self.directory):
+                self.save(state)
+                self._manager.wait_until_finished()
 
     def close(self) -> None:
-        self._manager.close()
+        with naming(self.directory):
+            self._manager.close()
 
-    def _read(self, step: int, templates: dict[str, Any]) -> dict[str, Any]:
+    def read(self, step: int, templates: dict[str, Any]) -> dict[str, Any]:
+        """Items of a checkpoint, placed like their templates.
+
+        Raises:
+          ValueError: leaves of other names, shapes or dtypes than the templates'.
+        """
+        wrong = [line for name, template in templates.items() for line in self.misfits(step, name, template)]
+        if wrong:
+            raise ValueError(f"checkpoint {step} in {self.directory} is not of this configuration ({listing(wrong)})")
         arguments = {name: ocp.args.StandardRestore(template) for name, template in templates.items()}
-        return dict(self._manager.restore(step, args=ocp.args.Composite(**arguments)).items())
+        with naming(self.directory):
+            return dict(self._manager.restore(step, args=ocp.args.Composite(**arguments)).items())
+
+    def misfits(self, step: int, name: str, template: Any) -> list[str]:
+        """What differs between an item of a checkpoint and its template, by leaf: both dtypes and shapes."""
+        path = self.directory / str(step) / name
+        saved: dict[str, str] = {}
+        if path.is_dir():
+            with naming(path), ocp.StandardCheckpointer() as reader:
+                saved = describe(name, reader.metadata(path).item_metadata.tree)
+        return misfits(saved, describe(name, template))
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Errors say where. Orbax needs minutes to see that it cannot write, and makes anew what is gone."""
+        with naming(self.directory):
+            tempfile.TemporaryFile(dir=self.directory).close()
+            yield
 
     def _newest_intact(self) -> tuple[int | None, dict[int, str]]:
         """(step, what is wrong with each newer one); step is None if there are no finished checkpoints.
@@ -198,7 +256,7 @@ class Checkpoints:
 
     def _look(self) -> tuple[int | None, list[tuple[int, str]]]:
         damaged: dict[int, str] = {}
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        for step in sorted(_steps(self.directory), reverse=True):
             reason = damage(self.directory / str(step))
             if reason is None:
                 return step, [*damaged.items()]
@@ -229,7 +287,11 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def checkpoints(workdir: Path, *, keep: int = 1) -> Iterator[Checkpoints]:
-    """Checkpoints that are waited for and closed at the end."""
+    """Checkpoints that are waited for and closed at the end.
+
+    Raises:
+      OSError: the disk is full, the directory cannot be written, ...; it names the file or the directory.
+    """
     manager = Checkpoints(workdir, keep=keep)
     try:
         yield manager
@@ -255,9 +317,15 @@ def restore_ema_and_step(workdir: Path, template: Any, say: Say) -> tuple[Any, i
         return saved.restore_item_and_step("ema_params", jax.tree.map(place, template), say)
 
 
-def _items(state: TrainState) -> dict[str, Any]:
+def items_of(state: TrainState) -> dict[str, Any]:
     """What of a state is written: an item without arrays, as most samplers of t have, is not."""
     return {name: getattr(state, name) for name in ITEMS if jax.tree.leaves(getattr(state, name))}
+
+
+def _steps(directory: Path) -> list[int]:
+    """The numbers under which checkpoints appear, whatever they are now."""
+    names = [path.name for path in directory.iterdir()]
+    return [int(name) for name in names if name.isdecimal() and str(int(name)) == name]
 
 
 def seal(directory: Path) -> None:
@@ -268,12 +336,13 @@ def seal(directory: Path) -> None:
 def damage(directory: Path) -> str | None:
     """What is not as the seal says, or None."""
     path = directory / SEAL
+    if not directory.is_dir():
+        return "it is not a directory"
     if not path.exists():
         return f"no {SEAL}: writing it was cut short"
-    try:
-        expected = json.loads(path.read_text())
-    except ValueError:
-        return f"{SEAL} is not JSON"
+    expected = _sealed(path)
+    if expected is None:
+        return f"{SEAL} is not what was written"
     found = _contents(directory)
     for name, (size, checksum) in expected.items():
         if name not in found:
@@ -283,6 +352,18 @@ def damage(directory: Path) -> str | None:
         if found[name][1] != checksum:
             return f"{name} is not what was written"
     return None
+
+
+def _sealed(path: Path) -> dict[str, list[int]] | None:
+    """What a seal says; None if it cannot be a seal."""
+    try:
+        expected = json.loads(path.read_text())
+    except (ValueError, IsADirectoryError):
+        return None
+    if not isinstance(expected, dict) or not expected:
+        return None
+    pair = lambda value: isinstance(value, list) and len(value) == 2 and all(isinstance(n, int) for n in value)
+    return expected if all(map(pair, expected.values())) else None
 
 
 def _contents(directory: Path) -> dict[str, list[int]]:

@@ -4,14 +4,17 @@ import contextlib
 import dataclasses
 import importlib.util
 import io
+import logging
 import math
 import os
 import re
 import shlex
 import sys
+import threading
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import jax
 import numpy as np
@@ -347,12 +350,33 @@ def _parse(cls: type[T], argv: list[str], command: str, default: T = tyro.MISSIN
         os.environ.pop("COLUMNS", None) if columns is None else os.environ.update(COLUMNS=columns)
 
 
+def _quiet_threads() -> None:
+    """No tracebacks of other threads: what Orbax or TensorBoard cannot write, they raise where it is waited for."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    threading.excepthook, sys.unraisablehook = _failed_in_a_thread, _unraisable
+
+
+def _failed_in_a_thread(arguments: threading.ExceptHookArgs) -> None:
+    if not issubclass(arguments.exc_type, OSError):
+        threading.__excepthook__(arguments)
+
+
+def _unraisable(arguments: Any) -> None:
+    # A write of tensorstore's that ends after another one has failed: nobody waits for it any more.
+    if str(arguments.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(arguments)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command. A user's error ends in one line on stderr and exit status 2."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
         return
+    if not os.environ.get("DDPM_JAX_TRACEBACK"):
+        _quiet_threads()
     try:
         choose("command", arguments[0], COMMANDS)(arguments[1:])
     except KeyboardInterrupt:

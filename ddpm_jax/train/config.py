@@ -170,6 +170,16 @@ class TrainConfig:
     """Keep the averages of optimizer.ema_sigmas every so many steps and at the end: from them, averages of other widths
     are made after the training. By default they are not kept."""
     sample_every: int = 500
+    begin_from: str | None = None
+    """The directory of another run of the same network, whose newest checkpoint this one begins with, and not again
+    when it is resumed."""
+    begin_with: Literal["all", "params", "ema"] = "all"
+    """What it takes from there: all, to go on as that run would from its step, with other settings; or params or their
+    average, ema, at step 0 and with a fresh optimizer."""
+
+    def __post_init__(self):
+        if self.begin_from is None and self.begin_with != "all":
+            raise ValueError(f"train.begin_with is for train.begin_from, got {self.begin_with!r} without it")
 
 
 MESH_AXES = ("data", "fsdp")

@@ -17,8 +17,9 @@ from PIL import Image
 from ddpm_jax import checkpoint, data, images, posthoc, processes, samplers
 from ddpm_jax.models import bind
 from ddpm_jax.samplers.catalogue import make_table
+from ddpm_jax.storage import naming, retrying
 from ddpm_jax.timesteps import TimestepSampler
-from ddpm_jax.train import build, ema, mesh, state, step
+from ddpm_jax.train import begin, build, ema, mesh, state, step
 from ddpm_jax.train.config import Config, ParallelConfig
 from ddpm_jax.train.metrics import MetricsLog, plot_loss
 
@@ -78,6 +79,10 @@ class Run:
             self.key_init,
             averages_of(self.config),
         )
+
+    def start(self, params: Any) -> state.TrainState:
+        """The state before step 0 with other parameters."""
+        return state.start(params, self.optimizer, self.timestep_sampler, averages_of(self.config))
 
     def template(self) -> state.TrainState:
         """The shapes, dtypes and shardings of its states."""
@@ -188,25 +193,29 @@ def fit(config: Config, workdir: Path, report: Report) -> int:
       The number of steps the state in workdir has seen.
 
     Raises:
-      ValueError: a configuration that does not fit its data, its devices or the directory.
+      ValueError: a configuration that does not fit its data, its devices, the directory or the run it begins from.
+      OSError: a file that cannot be read or written; where the reason may pass, after some more attempts.
       FloatingPointError: the loss is not finite; nothing of that is saved.
     """
-    run = prepare(config)
+    again = retrying(report.say)
+    run = again(prepare)(config)
     info = checkpoint.RunInfo(config, run.source.image_shape, len(run.source))
+    if config.train.begin_from is not None and not (workdir / "config.json").exists():
+        begin.check(config.train, run.template(), report.say)  # before there is a directory
     processes.from_first(lambda: checkpoint.open_run(workdir, info))
     with (
         checkpoint.checkpoints(workdir, keep=config.train.keep_checkpoints) as saved,
         processes.preemption() as asked_to_stop,
     ):
-        train_state = begin(run, saved, report)
+        train_state, begun_from_step = first_state(run, saved, report)
         first, last = int(train_state.step), config.train.num_steps
         log = MetricsLog(workdir, first) if processes.is_first() else None
         if log is not None:
-            checkpoint.record_environment(workdir, first)
+            checkpoint.record_environment(workdir, first, begun_from_step)
         report.start(first, last)
         clock = _Clock(config.train.checkpoint_minutes)
         previous: Any = None
-        for k, batch in enumerate(data.prefetch(run.batch, range(first, last)), first + 1):
+        for k, batch in enumerate(data.prefetch(again(run.batch), range(first, last)), first + 1):
             train_state, metrics = run.train_step(train_state, batch)
             jax.block_until_ready(previous)  # one step is queued behind the one that runs, never more
             previous = metrics
@@ -225,7 +234,7 @@ def fit(config: Config, workdir: Path, report: Report) -> int:
             if average_now:  # before the checkpoint: a run that is resumed from that has it
                 posthoc.save(workdir, run.spread.whole(train_state), averages_of(config))
             if save_now:
-                saved.save(run.spread.whole(train_state))
+                again(saved.save)(run.spread.whole(train_state))
                 clock.restart()
             if stop:
                 report.say(f"SIGTERM: stopping after step {k}, whose state is being saved")
@@ -241,13 +250,18 @@ def fit(config: Config, workdir: Path, report: Report) -> int:
         return int(train_state.step)
 
 
-def begin(run: Run, saved: checkpoint.Checkpoints, report: Report) -> state.TrainState:
-    """The newest state of a run's checkpoints, or the one before step 0."""
+def first_state(run: Run, saved: checkpoint.Checkpoints, report: Report) -> tuple[state.TrainState, int | None]:
+    """The newest state of a run's checkpoints; or the one of another run that it begins with, and that one's step; or
+    the one before step 0."""
     template = run.template()
     restored = saved.restore(template, report.say)
     if restored is not None:
-        return restored
-    return jax.jit(run.init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, template))()
+        return restored, None
+    if run.config.train.begin_from is not None:
+        begun, step_there = begin.first_state(run.config.train, template, run.start, report.say)
+        saved.save(begun)  # the other run may go on, or away
+        return begun, step_there
+    return jax.jit(run.init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, template))(), None
 
 
 class _Clock:
@@ -286,5 +300,6 @@ def save_grid(path: Path, pictures: np.ndarray) -> None:
     picture = images.grid(picture)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture).save(partial, format="PNG")
+    with naming(partial):
+        Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture).save(partial, format="PNG")
     partial.replace(path)

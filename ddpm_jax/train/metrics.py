@@ -8,15 +8,18 @@ from typing import Any
 
 import numpy as np
 
+from ddpm_jax.storage import naming
+
 
 class MetricsLog:
     """Appends to metrics.jsonl; lines of steps that a resumed run will compute again are dropped first."""
 
     def __init__(self, workdir: Path, first_step: int):
-        path = workdir / "metrics.jsonl"
+        self._path = path = workdir / "metrics.jsonl"
         kept = [line for line in read_metrics(path) if line["step"] <= first_step]
         partial = path.with_name(path.name + ".partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        with naming(partial):
+            partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
         partial.replace(path)
         self._file = open(path, "a")
         self._events: Any = _tensorboard(workdir / "tensorboard")
@@ -28,11 +31,13 @@ class MetricsLog:
         rate = (step - step_before) * batch_size / (now - time_before)
         self._before = step, now
         values = {**values, "images_per_second": rate}
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        with naming(self._path):
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
         if self._events is not None:
-            for name, value in values.items():
-                self._events.add_scalar(name, np.float32(value), step)
+            with naming(self._path.with_name("tensorboard")):
+                for name, value in values.items():
+                    self._events.add_scalar(name, np.float32(value), step)
         return values
 
     def close(self) -> None:
@@ -71,4 +76,5 @@ def plot_loss(metrics: Path, picture: Path) -> None:
         axes.legend()
     axes.set(xlabel="step", ylabel="loss", title="loss of the training batch")
     axes.grid(alpha=0.3, which="both")
-    figure.savefig(picture, dpi=120)
+    with naming(picture):
+        figure.savefig(picture, dpi=120)

@@ -53,6 +53,16 @@ def init(
 ) -> TrainState:
     """The state before step 0; traceable, so that jax.eval_shape gives its shapes without memory."""
     params = model.init(key, jnp.zeros((1, *image_shape)), jnp.zeros((1,)))["params"]
+    return start(params, optimizer, timestep_sampler, averages)
+
+
+def start(
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    timestep_sampler: TimestepSampler,
+    averages: ema.Averages = ema.NONE,
+) -> TrainState:
+    """The state before step 0 with these parameters; averages of parameters begin as copies."""
     # A copy: the state is donated, and a buffer can be donated once.
     ema_params = jax.tree.map(jnp.copy, params)
     ema_stack = ema.init_stack(params, averages)

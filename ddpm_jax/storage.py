@@ -1,0 +1,79 @@
+"""Disks that fail: errors that name the file, and another try where the reason may pass."""
+
+import contextlib
+import errno
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+import tenacity
+
+Say = Callable[[str], None]
+P = ParamSpec("P")
+T = TypeVar("T")
+
+TRANSIENT = frozenset({
+    errno.EAGAIN, errno.EBUSY, errno.EINTR, errno.EIO, errno.ESTALE, errno.ETIMEDOUT,
+    errno.ECONNABORTED, errno.ECONNREFUSED, errno.ECONNRESET, errno.ENOTCONN,
+    errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETRESET, errno.ENETUNREACH,
+})  # fmt: skip
+"""What network and cluster file systems report while a server is busy, restarts or cannot be reached; a local disk that
+dies says EIO as well, and is asked in vain. All else is permanent: ENOENT, EACCES, EROFS, ENOTDIR, ENOSPC, EDQUOT."""
+
+ATTEMPTS = 5
+WAIT = tenacity.wait_exponential(multiplier=0.5)  # 0.5, 1, 2 and 4 seconds
+
+# Orbax writes arrays by tensorstore, whose errors are a ValueError with this at its end.
+OS_CODE = re.compile(r"\[os_error_code='(\d+)'")
+
+
+def errno_of(error: BaseException | None) -> int | None:
+    """The errno that an error, or what it was raised from, reports; None if it is not about a file."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno is not None:
+            return error.errno
+        if found := OS_CODE.search(str(error)):
+            return int(found[1])
+        error = error.__cause__
+    return None
+
+
+def retrying(say: Say) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """From f to one that calls f again, up to ATTEMPTS times, while it raises errors with an errno in TRANSIENT.
+
+    The last error is raised as it came; any other error at once. `say` is told before every wait. f must give the same
+    when it is called again.
+    """
+
+    def tell(state: tenacity.RetryCallState) -> None:
+        assert state.outcome is not None and state.next_action is not None
+        wait, error = state.next_action.sleep, " ".join(str(state.outcome.exception()).split())
+        say(f"{error}: trying again in {wait:g} s (attempt {state.attempt_number + 1} of {ATTEMPTS})")
+
+    return tenacity.retry(
+        retry=tenacity.retry_if_exception(lambda error: errno_of(error) in TRANSIENT),
+        stop=tenacity.stop_after_attempt(ATTEMPTS),
+        wait=WAIT,
+        before_sleep=tell,
+        reraise=True,
+    )
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors of the system that do not name a file become OSErrors that name this one.
+
+    A write to an open file that finds the disk full says that and no more.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+    except ValueError as error:
+        if (found := OS_CODE.search(str(error))) is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
