@@ -2,8 +2,8 @@
 
     config.json         the resolved configuration, the shape and number of the images
     environment.jsonl   one line per start: versions, git commit, devices, from which step
-    checkpoints/STEP/   Orbax: params, ema_params, opt_state, timestep_state where t is drawn with one, ema_stack where
-                        there are several averages; seal.json: size and CRC-32 of their files
+    checkpoints/STEP/   Orbax: params, ema_params, opt_state; timestep_state, ema_stack and skipped where a run has them;
+                        seal.json: size and CRC-32 of their files
     averages/STEP/      written by posthoc
     metrics.jsonl, samples/, loss.png   written by train.loop
 
@@ -35,7 +35,7 @@ from ddpm_jax.train.config import Config, differences, from_dict, to_dict
 from ddpm_jax.train.leaves import describe, listing, misfits
 from ddpm_jax.train.state import TrainState
 
-ITEMS = ("params", "ema_params", "opt_state", "timestep_state", "ema_stack")
+ITEMS = ("params", "ema_params", "opt_state", "timestep_state", "ema_stack", "skipped")
 SEAL = "seal.json"
 
 
@@ -174,7 +174,11 @@ class Checkpoints:
             say(f"checkpoint {bad} is damaged ({reason}); it is now {target}, going on from {step or 'the beginning'}")
         if step is None:
             return None
-        items = self.read(step, items_of(template))
+        wanted = items_of(template)
+        # A run that stopped at what is not finite may go on skipping it: it counts from 0.
+        fresh = {"skipped"} & wanted.keys() - {item.name for item in (self.directory / str(step)).iterdir()}
+        items = self.read(step, {name: item for name, item in wanted.items() if name not in fresh})
+        items |= {name: jax.tree.map(_zero, wanted[name]) for name in fresh}
         return dataclasses.replace(template, step=jax.device_put(np.int32(step), template.step.sharding), **items)
 
     def restore_item(self, name: str, template: Any, say: Say) -> Any:
@@ -212,6 +216,11 @@ class Checkpoints:
             if int(state.step) not in _steps(self.directory):
                 self.save(state)
                 self._manager.wait_until_finished()
+
+    def last_written(self) -> int | None:
+        """The step of the newest checkpoint, once it is written; None if there is none."""
+        self._manager.wait_until_finished()
+        return self._manager.latest_step()
 
     def close(self) -> None:
         with naming(self.directory):
@@ -326,6 +335,10 @@ def _steps(directory: Path) -> list[int]:
     """The numbers under which checkpoints appear, whatever they are now."""
     names = [path.name for path in directory.iterdir()]
     return [int(name) for name in names if name.isdecimal() and str(int(name)) == name]
+
+
+def _zero(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    return jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding)
 
 
 def seal(directory: Path) -> None:

@@ -156,7 +156,7 @@ def _broadcast(text: bytes) -> bytes:
 
 @contextlib.contextmanager
 def preemption() -> Iterator[Callable[[int], bool]]:
-    """asked(k): whether to save and stop after step k, because SIGTERM came; all processes must ask after every step.
+    """asked(k): whether to save and stop after step k, because SIGTERM came; all processes must ask about every step.
 
     With several processes JAX's own service hears the signal in any of them, and finds a step that all can still reach.
     Python hears signals in its main thread only: elsewhere, one process is ended by SIGTERM as any program is.

@@ -86,6 +86,7 @@ def leaves(workdir, items=checkpoint.ITEMS):
         return {
             name + jax.tree_util.keystr(path): np.asarray(leaf)
             for name in items
+            if jax.tree.leaves(getattr(template, name))
             for path, leaf in jax.tree_util.tree_leaves_with_path(
                 saved.restore_item(name, on_first_device(getattr(template, name)), print)
             )

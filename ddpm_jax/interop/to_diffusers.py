@@ -237,7 +237,8 @@ def _computing(model: M) -> M:
     """The network with its sequences as tuples, in float32, without rematerialization: the same computation."""
     settings = {field.name: getattr(model, field.name) for field in _settings(model)}
     changes = {name: tuple(value) for name, value in settings.items() if isinstance(value, list)}
-    changes |= {name: value for name, value in (("dtype", jnp.float32), ("remat", False)) if name in settings}
+    computed_with = {"dtype": jnp.float32, "remat": False, "remat_policy": "nothing"}
+    changes |= {name: value for name, value in computed_with.items() if name in settings}
     return dataclasses.replace(model, **changes)  # pyright: ignore[reportArgumentType]
 
 

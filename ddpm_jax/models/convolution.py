@@ -18,9 +18,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 ROWS = ("NWC", "WIO", "NWC")
 IMAGES = ("NHWC", "HWIO", "NHWC")
+
+PRODUCT = "product"
+"""What rematerialization may keep: results of convolutions and dense layers go by this name."""
 
 
 def conv_general_dilated(x: jax.Array, kernel: jax.Array, strides: Any, padding: Any, **options: Any) -> jax.Array:
@@ -32,8 +36,10 @@ def conv_general_dilated(x: jax.Array, kernel: jax.Array, strides: Any, padding:
       strides, padding, options: as in lax.conv_general_dilated.
     """
     if tuple(strides) == (1, 1) and padding == "SAME" and _pays(x, kernel):
-        return _convolve(x, kernel)
-    return lax.conv_general_dilated(x, kernel, strides, padding, **options)
+        y = _convolve(x, kernel)
+    else:
+        y = lax.conv_general_dilated(x, kernel, strides, padding, **options)
+    return checkpoint_name(y, PRODUCT)
 
 
 def _pays(x: jax.Array, kernel: jax.Array) -> bool:

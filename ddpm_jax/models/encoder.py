@@ -6,22 +6,30 @@ down_l, up_l in the parameter names are that l, 0 being the finest.
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count, repeat
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
+from jax.ad_checkpoint import checkpoint_policies
 
-from ddpm_jax.names import unknown
+from ddpm_jax.names import choose, unknown
 
+from .convolution import PRODUCT
 from .embeddings import timestep_embedding
 from .layers import Attention, Dense, ResBlock, average_pool, conv3x3
 
 Resample = Callable[[jax.Array], jax.Array]
+Block = TypeVar("Block", bound=type[nn.Module])
 
 # "SAME" pads an even image at the bottom and right only, as TensorFlow does.
 PADDINGS = {0: "SAME", 1: ((1, 1), (1, 1))}
+
+REMAT_POLICIES = {
+    "nothing": checkpoint_policies.nothing_saveable,
+    "products": checkpoint_policies.save_only_these_names(PRODUCT),
+}
 
 
 class Blocks(NamedTuple):
@@ -61,6 +69,8 @@ class Encoder(nn.Module):
       time_endpoint: its slowest frequency is 1/10000 exactly.
       mid_attention_norm: whether the middle attention block starts with a norm, like the others.
       remat: recompute each block in the backward pass instead of storing what is inside.
+      remat_policy: what is stored nevertheless: "nothing", or "products": the results of convolutions and dense layers.
+        Then norms, nonlinearities and attention are all that is computed twice.
       dtype: of convolutions and matrix products. Parameters, norms, softmax, the last layer and the output are
         float32.
     """
@@ -83,6 +93,7 @@ class Encoder(nn.Module):
     time_endpoint: bool = True
     mid_attention_norm: bool = True
     remat: bool = False
+    remat_policy: str = "nothing"
     dtype: Dtype = jnp.float32
 
     @property
@@ -110,9 +121,15 @@ class Encoder(nn.Module):
         return Dense(4 * self.channels, dtype=self.dtype, name=f"{name}_2")(nn.silu(h))
 
     @nn.nowrap
+    def rematerialized(self, block: Block) -> Block:
+        """This kind of block as `remat` and `remat_policy` want it."""
+        policy = choose("remat_policy", self.remat_policy, REMAT_POLICIES)
+        return nn.remat(block, policy=policy) if self.remat else block
+
+    @nn.nowrap
     def blocks(self, temb: jax.Array, keys: Iterator[jax.Array] | Iterator[None]) -> Blocks:
         """Res blocks at this embedding, each with the next dropout keys, and self attention."""
-        res_block, attention_block = (nn.remat(ResBlock), nn.remat(Attention)) if self.remat else (ResBlock, Attention)
+        res_block, attention_block = self.rematerialized(ResBlock), self.rematerialized(Attention)
 
         def res(h: jax.Array, channels: int, name: str, resample: Resample | None = None) -> jax.Array:
             block = res_block(

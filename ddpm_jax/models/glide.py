@@ -114,7 +114,7 @@ class JointUNet(UNet):
         """The blocks with joint attention in place of self attention."""
         if context is None or context.ndim != 3:
             raise ValueError(f"context must be [B, N, D], got {'none' if context is None else context.shape}")
-        block = nn.remat(JointAttention) if self.remat else JointAttention
+        block = self.rematerialized(JointAttention)
 
         def attention(h: jax.Array, num_heads: int, name: str) -> jax.Array:
             return block(self.num_groups, self.dtype, self.norm_eps, num_heads, name=name)(h, context)

@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
-from .convolution import conv_general_dilated
+from .convolution import PRODUCT, conv_general_dilated
 
 # Ho et al. initialise with variance scaling throughout. Layers that end a residual branch start near zero, not at
 # zero: 1e-10 is their scale.
@@ -63,7 +64,7 @@ class Dense(nn.Dense):
     def __call__(self, inputs: jax.Array) -> jax.Array:
         # As a matrix: the gradient of the kernel is then one product. With more axes XLA transposes x first.
         y = super().__call__(inputs.reshape(-1, inputs.shape[-1]))
-        return y.reshape(*inputs.shape[:-1], self.features)
+        return checkpoint_name(y, PRODUCT).reshape(*inputs.shape[:-1], self.features)
 
 
 def dropout(x: jax.Array, keys: jax.Array, rate: float) -> jax.Array:

@@ -112,7 +112,7 @@ class UNet(Encoder):
             raise ValueError(f"context goes with transformer_depth > 0, got {got} and {self.transformer_depth}")
         if context is None:
             return blocks
-        transformer = nn.remat(SpatialTransformer) if self.remat else SpatialTransformer
+        transformer = self.rematerialized(SpatialTransformer)
 
         def attention(h: jax.Array, num_heads: int, name: str) -> jax.Array:
             block = transformer(num_heads, self.transformer_depth, self.num_groups, self.dtype, name=name)

@@ -63,8 +63,14 @@ class ModelConfig:
     time_endpoint: bool = True
     remat: bool = False
     """Compute blocks again in the backward pass rather than keep what is inside them."""
+    remat_policy: Literal["nothing", "products"] = "nothing"
+    """What remat keeps nevertheless: products are the results of convolutions and dense layers."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of convolutions and matrix products; parameters, norms and loss are float32."""
+
+    def __post_init__(self):
+        if self.remat_policy != "nothing" and not self.remat:
+            raise ValueError(f"model.remat_policy {self.remat_policy!r} is for model.remat, which is off")
 
 
 @dataclass(frozen=True)
@@ -152,6 +158,9 @@ class SampleConfig:
     """The predicted x_0 is clipped to [-clip, clip]; none for data that is not images."""
 
 
+NonFinite = Literal["stop", "skip"]
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """How long, how often, and the seed of everything."""
@@ -160,6 +169,13 @@ class TrainConfig:
     batch_size: int = 64
     accumulate: int = 1
     """Micro-batches that a batch is computed in, one after the other, where it is too large for the memory."""
+    steps_per_call: int = 1
+    """Steps in one program, where starting a program takes long beside a step; divides the other intervals. Not for
+    CPUs."""
+    non_finite: NonFinite = "stop"
+    """Where loss or gradient is not finite: stop, or skip the step, which leaves everything as it was, and count it."""
+    max_skipped: int = 100
+    """More skipped steps than this in a row stop the run."""
     seed: int = 0
     log_every: int = 20
     checkpoint_every: int = 1000
@@ -214,11 +230,13 @@ class Config:
     parallel: ParallelConfig = ParallelConfig()
 
     def __post_init__(self):
-        for name in ("num_steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep_checkpoints",
-                     "sample_every"):  # fmt: skip
+        for name in ("num_steps", "batch_size", "accumulate", "steps_per_call", "max_skipped", "log_every",
+                     "checkpoint_every", "keep_checkpoints", "sample_every"):  # fmt: skip
             _at_least_one(f"train.{name}", getattr(self.train, name))
         if self.train.checkpoint_minutes is not None and not self.train.checkpoint_minutes > 0:
             raise ValueError(f"train.checkpoint_minutes must be positive, got {self.train.checkpoint_minutes}")
+        for name in ("log_every", "checkpoint_every", "sample_every", "average_every"):
+            _multiple(f"train.{name}", getattr(self.train, name) or 0, self.train.steps_per_call)
         for name in ("num_steps", "num_images"):
             _at_least_one(f"sample.{name}", getattr(self.sample, name))
         if not 0 <= self.optimizer.ema_decay < 1:
@@ -257,11 +275,17 @@ def _at_least_one(name: str, value: int) -> None:
         raise ValueError(f"{name} must be at least 1, got {value}")
 
 
+def _multiple(name: str, value: int, steps_per_call: int) -> None:
+    if value % steps_per_call:
+        raise ValueError(f"{name} must be a multiple of train.steps_per_call, got {value} and {steps_per_call}")
+
+
 # What may change when a run is continued: the numbers of step k do not depend on these, but for the rounding of sums
-# in another order, as on another number of devices.
+# in another order, as on another number of devices; max_skipped and non_finite decide whether there is a step k.
 FREE = ("data.dir", "sample", "train.num_steps", "train.log_every", "train.checkpoint_every",
         "train.checkpoint_minutes", "train.keep_checkpoints", "train.average_every", "train.sample_every",
-        "train.accumulate", "parallel")  # fmt: skip
+        "train.accumulate", "train.steps_per_call", "train.non_finite", "train.max_skipped", "model.remat",
+        "model.remat_policy", "parallel")  # fmt: skip
 
 T = TypeVar("T")
 

@@ -1,8 +1,7 @@
 """The only training loop: batches in; states, checkpoints, pictures and numbers out."""
 
-import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,8 +18,8 @@ from ddpm_jax.models import bind
 from ddpm_jax.samplers.catalogue import make_table
 from ddpm_jax.storage import naming, retrying
 from ddpm_jax.timesteps import TimestepSampler
-from ddpm_jax.train import begin, build, ema, mesh, state, step
-from ddpm_jax.train.config import Config, ParallelConfig
+from ddpm_jax.train import begin, build, ema, guards, mesh, state, step
+from ddpm_jax.train.config import Config, ParallelConfig, TrainConfig
 from ddpm_jax.train.metrics import MetricsLog, plot_loss
 
 Draw = Callable[..., jax.Array]
@@ -69,6 +68,17 @@ class Run:
         read = partial(data.batch, self.source, train.seed, k, train.batch_size, flip=self.config.data.flip)
         return self.spread.shard(lambda rows: read(rows=rows), (train.batch_size, *self.source.image_shape))
 
+    def batches(self, steps: range) -> tuple[int, Any]:
+        """The number of steps done after these, and what train_step takes: a batch, or a tuple of them to scan."""
+        if self.config.train.steps_per_call == 1:
+            return steps.stop, self.batch(steps.start)
+        return steps.stop, tuple(self.batch(k) for k in steps)
+
+    def examples(self, k: int) -> np.ndarray:
+        """The indices in the data of the batch that step k, counted from 1, is computed from."""
+        train = self.config.train
+        return data.batch_indices(train.seed, k - 1, train.batch_size, len(self.source))
+
     def init(self) -> state.TrainState:
         """The state before step 0."""
         return state.init(
@@ -78,11 +88,14 @@ class Run:
             self.source.image_shape,
             self.key_init,
             averages_of(self.config),
+            self.config.train.non_finite,
         )
 
     def start(self, params: Any) -> state.TrainState:
         """The state before step 0 with other parameters."""
-        return state.start(params, self.optimizer, self.timestep_sampler, averages_of(self.config))
+        return state.start(
+            params, self.optimizer, self.timestep_sampler, averages_of(self.config), self.config.train.non_finite
+        )
 
     def template(self) -> state.TrainState:
         """The shapes, dtypes and shardings of its states."""
@@ -129,6 +142,7 @@ def prepare(config: Config, devices: list[jax.Device] | None = None, source: dat
     """
     devices = devices or processes.all_devices()
     step.check_batch_size(config.train.batch_size, len(devices), config.train.accumulate)  # before anything slow
+    check_steps_per_call(config.train.steps_per_call, devices)
     spread = make_spread(config.parallel, devices)
     schedule = build.make_schedule(config.schedule)
     objective = build.make_objective(config.objective, schedule)
@@ -169,6 +183,27 @@ def prepare(config: Config, devices: list[jax.Device] | None = None, source: dat
     )
 
 
+def check_steps_per_call(steps_per_call: int, devices: list[jax.Device]) -> None:
+    """Whether these devices should scan steps.
+
+    Raises:
+      ValueError: several steps in a program for CPUs.
+    """
+    if steps_per_call > 1 and devices[0].platform == "cpu":
+        raise ValueError(
+            f"train.steps_per_call must be 1 on CPUs, got {steps_per_call}: inside a loop XLA computes the weight "
+            "gradient of a convolution about 100 times slower there"
+        )
+
+
+def calls(first: int, last: int, steps_per_call: int) -> Iterator[range]:
+    """[first, last) cut at the multiples of steps_per_call: the steps of every call of train_step."""
+    while first < last:
+        stop = min((first // steps_per_call + 1) * steps_per_call, last)
+        yield range(first, stop)
+        first = stop
+
+
 def make_draw(
     model: nn.Module,
     make_denoise: build.MakeDenoise,
@@ -195,14 +230,13 @@ def fit(config: Config, workdir: Path, report: Report) -> int:
     Raises:
       ValueError: a configuration that does not fit its data, its devices, the directory or the run it begins from.
       OSError: a file that cannot be read or written; where the reason may pass, after some more attempts.
-      FloatingPointError: the loss is not finite; nothing of that is saved.
+      FloatingPointError: a loss, a gradient or the state is not finite; nothing of that is saved.
     """
     again = retrying(report.say)
-    run = again(prepare)(config)
-    info = checkpoint.RunInfo(config, run.source.image_shape, len(run.source))
-    if config.train.begin_from is not None and not (workdir / "config.json").exists():
-        begin.check(config.train, run.template(), report.say)  # before there is a directory
-    processes.from_first(lambda: checkpoint.open_run(workdir, info))
+    # What processes do together, one of them cannot do again by itself.
+    together = again if jax.process_count() == 1 else lambda function: function
+    run = together(prepare)(config)
+    enter(run, workdir, report)
     with (
         checkpoint.checkpoints(workdir, keep=config.train.keep_checkpoints) as saved,
         processes.preemption() as asked_to_stop,
@@ -213,41 +247,53 @@ def fit(config: Config, workdir: Path, report: Report) -> int:
         if log is not None:
             checkpoint.record_environment(workdir, first, begun_from_step)
         report.start(first, last)
-        clock = _Clock(config.train.checkpoint_minutes)
-        previous: Any = None
-        for k, batch in enumerate(data.prefetch(again(run.batch), range(first, last)), first + 1):
+        clock, watch = _Clock(config.train.checkpoint_minutes), make_watch(run, saved, report)
+        save = together(saved.save)
+        done, previous = first, None
+        for k, batch in data.prefetch(again(run.batches), calls(first, last, config.train.steps_per_call)):
             train_state, metrics = run.train_step(train_state, batch)
-            jax.block_until_ready(previous)  # one step is queued behind the one that runs, never more
+            jax.block_until_ready(previous)  # one call is queued behind the one that runs, never more
             previous = metrics
+            watch.add(k, metrics)
             report.step(k)
-            stop = asked_to_stop(k) and k < last
-            log_now, save_now, draw_now = (
-                k % every == 0 or k == last
-                for every in (config.train.log_every, config.train.checkpoint_every, config.train.sample_every)
-            )
-            every = config.train.average_every
-            average_now = every is not None and (k % every == 0 or k == last)
-            save_now = save_now or stop or (log_now and clock.is_due())
-            values = _finite(k, metrics) if log_now or save_now or average_now else {}
-            if log_now and log is not None:
+            stop = any([asked_to_stop(step) for step in range(done + 1, k + 1)]) and k < last
+            now, done = due(config.train, k), k
+            save_now = now.save or stop or (now.log and clock.is_due())
+            values = watch.look() if now.log or now.average or save_now else {}
+            if now.log and log is not None:
                 report.metrics(k, log.write(k, values, config.train.batch_size))
-            if average_now:  # before the checkpoint: a run that is resumed from that has it
+            if now.average or save_now:
+                watch.check(k, train_state)
+            if now.average:  # before the checkpoint: a run that is resumed from that has it
                 posthoc.save(workdir, run.spread.whole(train_state), averages_of(config))
             if save_now:
-                again(saved.save)(run.spread.whole(train_state))
+                save(run.spread.whole(train_state))
                 clock.restart()
             if stop:
                 report.say(f"SIGTERM: stopping after step {k}, whose state is being saved")
                 break
-            if draw_now:
+            if now.draw:
                 _save_picture(workdir / "samples" / f"step_{k:07d}.png", run, train_state)
-        else:
+        if log is not None:
+            log.close()
+        together(saved.finish)(run.spread.whole(train_state))
+        if done >= last:
             _save_picture(workdir / "samples.png", run, train_state)
             if log is not None:
                 plot_loss(workdir / "metrics.jsonl", workdir / "loss.png")
-        if log is not None:
-            log.close()
-        return int(train_state.step)
+        return done
+
+
+def enter(run: Run, workdir: Path, report: Report) -> None:
+    """Make the run's directory, or check that it is this run's; before that, whether what it begins from is there.
+
+    Raises:
+      ValueError, OSError: as begin.check and checkpoint.open_run.
+    """
+    info = checkpoint.RunInfo(run.config, run.source.image_shape, len(run.source))
+    if run.config.train.begin_from is not None and not (workdir / "config.json").exists():
+        begin.check(run.config.train, run.template(), report.say)
+    processes.from_first(lambda: checkpoint.open_run(workdir, info))
 
 
 def first_state(run: Run, saved: checkpoint.Checkpoints, report: Report) -> tuple[state.TrainState, int | None]:
@@ -264,6 +310,31 @@ def first_state(run: Run, saved: checkpoint.Checkpoints, report: Report) -> tupl
     return jax.jit(run.init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, template))(), None
 
 
+def make_watch(run: Run, saved: checkpoint.Checkpoints, report: Report) -> guards.Watch:
+    """What looks at the numbers of a run."""
+    return guards.Watch(
+        max_skipped=run.config.train.max_skipped,
+        examples=run.examples,
+        last_checkpoint=saved.last_written,
+        say=report.say,
+    )
+
+
+class Due(NamedTuple):
+    """What a run does after a step."""
+
+    log: bool
+    save: bool
+    draw: bool
+    average: bool
+
+
+def due(config: TrainConfig, k: int) -> Due:
+    """What is done after step k: every so many steps, and after the last."""
+    intervals = (config.log_every, config.checkpoint_every, config.sample_every, config.average_every)
+    return Due(*(every is not None and (k % every == 0 or k == config.num_steps) for every in intervals))
+
+
 class _Clock:
     """Minutes since the last checkpoint, as the first process measures them."""
 
@@ -277,14 +348,6 @@ class _Clock:
     def is_due(self) -> bool:
         seconds = self.seconds
         return seconds is not None and processes.from_first(lambda: time.monotonic() - self.start >= seconds)
-
-
-def _finite(k: int, metrics: step.Metrics) -> dict[str, float]:
-    values = {name: float(value) for name, value in metrics.items()}
-    for name, value in values.items():
-        if not math.isfinite(value):
-            raise FloatingPointError(f"{name} of step {k} is {value}; the last checkpoint is from before it")
-    return values
 
 
 def _save_picture(path: Path, run: Run, train_state: state.TrainState) -> None:

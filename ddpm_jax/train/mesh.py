@@ -24,8 +24,9 @@ from ddpm_jax.train import ema
 from ddpm_jax.train.accumulation import accumulated
 from ddpm_jax.train.build import Objective
 from ddpm_jax.train.config import MESH_AXES
+from ddpm_jax.train.guards import Metrics
 from ddpm_jax.train.state import TrainState
-from ddpm_jax.train.step import Means, Metrics, Read, Said, TrainStep, check_batch_size, make_gradient, make_update
+from ddpm_jax.train.step import Means, Read, Said, TrainStep, check_batch_size, make_gradient, make_update, scanned
 
 BATCH = PartitionSpec(MESH_AXES)
 WHOLE = PartitionSpec()
@@ -82,6 +83,7 @@ def _shardings(state: TrainState, mesh: Mesh) -> TrainState:
         opt_state=divide(state.opt_state),
         timestep_state=whole(state.timestep_state),
         ema_stack=jax.tree.map(lambda leaf: NamedSharding(mesh, _row_spec(leaf.shape, fsdp)), state.ema_stack),
+        skipped=whole(state.skipped),
     )
 
 
@@ -121,7 +123,8 @@ def make_train_step(
       mesh: see `make_mesh`; the other arguments are those of step.make_train_step.
 
     Returns:
-      The step; the state is placed as `sharded` says and donated, batch is uint8 [B, H, W, C], see `shard`.
+      The step; the state is placed as `sharded` says and donated, batch is uint8 [B, H, W, C], see `shard`, or a tuple
+      of several, see `scanned`.
 
     Raises:
       ValueError: B not divisible by devices and micro-batches. Raised while tracing.
@@ -147,7 +150,7 @@ def make_train_step(
         after, metrics = update(state, means, place(said, WHOLE))
         return jax.lax.with_sharding_constraint(after, _shardings(after, mesh)), place(metrics, WHOLE)
 
-    return jax.jit(train_step, donate_argnums=0)
+    return jax.jit(scanned(train_step), donate_argnums=0)
 
 
 def on_one_device(tree: Any) -> Any:

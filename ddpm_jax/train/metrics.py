@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,17 @@ class MetricsLog:
         self._before = first_step, time.perf_counter()
 
     def write(self, step: int, values: dict[str, float], batch_size: int) -> dict[str, float]:
-        """Add a line: what the step returned, and the images per second since the last; returns both."""
+        """Add a line: what the step returned, and the images per second since the last; returns both.
+
+        Numbers of a skipped step that are not finite are left out of the line: JSON has none for them.
+        """
         (step_before, time_before), now = self._before, time.perf_counter()
         rate = (step - step_before) * batch_size / (now - time_before)
         self._before = step, now
         values = {**values, "images_per_second": rate}
+        finite = {name: value for name, value in values.items() if math.isfinite(value)}
         with naming(self._path):
-            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.write(json.dumps({"step": step, **finite}) + "\n")
             self._file.flush()
         if self._events is not None:
             with naming(self._path.with_name("tensorboard")):
@@ -64,7 +69,7 @@ def plot_loss(metrics: Path, picture: Path) -> None:
     """Loss against step, both logarithmic, as a PNG; and its mean over the ten lines around each."""
     from matplotlib.figure import Figure  # slow to import; Figure draws without a display
 
-    lines = read_metrics(metrics)
+    lines = [line for line in read_metrics(metrics) if "loss" in line]
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     steps, losses = (np.array([line[name] for line in lines]) for name in ("step", "loss"))

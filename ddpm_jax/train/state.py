@@ -1,7 +1,7 @@
 """What a run has at step k, and how it begins."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +10,16 @@ from flax import linen as nn
 
 from ddpm_jax.timesteps import TimestepSampler
 from ddpm_jax.train import ema
-from ddpm_jax.train.config import OptimizerConfig
+from ddpm_jax.train.config import NonFinite, OptimizerConfig
 
 Params = Any
+
+
+class Skipped(NamedTuple):
+    """Steps that left the state as it was, because their loss or gradient was not finite; int32."""
+
+    total: jax.Array
+    in_a_row: jax.Array
 
 
 @jax.tree_util.register_dataclass
@@ -26,6 +33,7 @@ class TrainState:
     opt_state: optax.OptState
     timestep_state: Any = ()  # of the TimestepSampler
     ema_stack: Any = ()  # of ema.update_stack
+    skipped: Any = ()  # Skipped, where train.non_finite is "skip": the step of such a state skips
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
@@ -50,10 +58,11 @@ def init(
     image_shape: tuple[int, ...],
     key: jax.Array,
     averages: ema.Averages = ema.NONE,
+    non_finite: NonFinite = "stop",
 ) -> TrainState:
     """The state before step 0; traceable, so that jax.eval_shape gives its shapes without memory."""
     params = model.init(key, jnp.zeros((1, *image_shape)), jnp.zeros((1,)))["params"]
-    return start(params, optimizer, timestep_sampler, averages)
+    return start(params, optimizer, timestep_sampler, averages, non_finite)
 
 
 def start(
@@ -61,9 +70,12 @@ def start(
     optimizer: optax.GradientTransformation,
     timestep_sampler: TimestepSampler,
     averages: ema.Averages = ema.NONE,
+    non_finite: NonFinite = "stop",
 ) -> TrainState:
     """The state before step 0 with these parameters; averages of parameters begin as copies."""
     # A copy: the state is donated, and a buffer can be donated once.
     ema_params = jax.tree.map(jnp.copy, params)
     ema_stack = ema.init_stack(params, averages)
-    return TrainState(jnp.int32(0), params, ema_params, optimizer.init(params), timestep_sampler.init(), ema_stack)
+    skipped = Skipped(jnp.int32(0), jnp.int32(0)) if non_finite == "skip" else ()
+    timestep_state = timestep_sampler.init()
+    return TrainState(jnp.int32(0), params, ema_params, optimizer.init(params), timestep_state, ema_stack, skipped)

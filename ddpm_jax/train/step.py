@@ -6,6 +6,7 @@ Every draw of step k for example b of the global batch comes from fold_in(fold_i
 the same t, eps and dropout on any number of devices.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -19,13 +20,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ddpm_jax import images
 from ddpm_jax.models import bind
 from ddpm_jax.timesteps import TimestepSampler
-from ddpm_jax.train import ema
+from ddpm_jax.train import ema, guards
 from ddpm_jax.train.accumulation import accumulated
 from ddpm_jax.train.build import Losses, Objective
+from ddpm_jax.train.guards import Metrics
 from ddpm_jax.train.state import TrainState
 
 AXIS = "devices"
-Metrics = dict[str, jax.Array]
 TrainStep = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 Read = Callable[[slice], np.ndarray]
 
@@ -80,7 +81,8 @@ def make_train_step(
       averages: those in the state's stack, see `ema.update_stack`.
 
     Returns:
-      The step; batch is uint8 [this process's devices, B / all devices, H, W, C], see `shard`.
+      The step; batch is uint8 [this process's devices, B / all devices, H, W, C], see `shard`, or a tuple of several,
+      see `scanned`.
 
     Raises:
       ValueError: examples of a device that do not divide into micro-batches. Raised while tracing.
@@ -99,7 +101,21 @@ def make_train_step(
         # same.
         return update(state, jax.lax.pmean(means, AXIS), jax.lax.all_gather(said, AXIS, tiled=True))
 
-    return jax.pmap(train_step, AXIS, in_axes=(None, 0), out_axes=None, devices=devices, donate_argnums=0)
+    return jax.pmap(scanned(train_step), AXIS, in_axes=(None, 0), out_axes=None, devices=devices, donate_argnums=0)
+
+
+def scanned(train_step: TrainStep) -> TrainStep:
+    """train_step(state, (batch, ...)) -> (state, metrics [n]): n steps in one program; one batch goes as it came.
+
+    Not for CPUs, where the weight gradient of a convolution takes 100 times as long inside a loop.
+    """
+
+    def steps(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        if not isinstance(batch, tuple):
+            return train_step(state, batch)
+        return jax.lax.scan(train_step, state, jnp.stack(batch))
+
+    return steps
 
 
 def make_gradient(
@@ -131,16 +147,27 @@ def make_update(
     ema_decay: float,
     averages: ema.Averages = ema.NONE,
 ) -> Update:
-    """The state after a whole batch, and what its log shows; arguments as in `make_train_step`."""
+    """The state after a whole batch, and what its log shows; arguments as in `make_train_step`.
+
+    A state that counts skipped steps is left as it was where one of these numbers is not finite, see `guards.skip`.
+    """
 
     def update(state: TrainState, means: Means, said: Said) -> tuple[TrainState, Metrics]:
-        updates, opt_state = optimizer.update(means.grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema_params = ema.update(state.ema_params, params, state.step, ema_decay)
-        ema_stack = ema.update_stack(state.ema_stack, params, state.step, averages)
-        timestep_state = timestep_sampler.update(state.timestep_state, *said)
+        def after(state: TrainState) -> TrainState:
+            updates, opt_state = optimizer.update(means.grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+            return dataclasses.replace(
+                state,
+                step=state.step + 1,
+                params=params,
+                ema_params=ema.update(state.ema_params, params, state.step, ema_decay),
+                opt_state=opt_state,
+                timestep_state=timestep_sampler.update(state.timestep_state, *said),
+                ema_stack=ema.update_stack(state.ema_stack, params, state.step, averages),
+            )
+
         metrics = {"loss": means.loss, "grad_norm": optax.tree.norm(means.grads), **means.parts}
-        return TrainState(state.step + 1, params, ema_params, opt_state, timestep_state, ema_stack), metrics
+        return guards.skip(after, state, metrics) if state.skipped else (after(state), metrics)
 
     return update
 

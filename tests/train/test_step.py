@@ -251,17 +251,6 @@ def test_learning_rate_schedule():
     np.testing.assert_allclose(updates(dataclasses.replace(CONFIG, warmup_steps=0), 2), [0.01, 0.01], rtol=1e-4)
 
 
-@pytest.mark.slow
-def test_bf16_keeps_parameters_average_optimizer_and_loss_in_float32():
-    states, metrics = run(small_unet(dtype=jnp.bfloat16), 1, 3)
-    floats = [leaf for leaf in jax.tree.leaves(states[-1]) if np.issubdtype(leaf.dtype, np.floating)]
-    assert floats and all(leaf.dtype == np.float32 for leaf in floats)
-    exact, metrics_32 = run(small_unet(), 1, 3)
-    np.testing.assert_allclose(losses_of(metrics), losses_of(metrics_32), rtol=2e-2)
-    leaf = lambda s: s.params["mid_res_0"]["conv_1"]["kernel"]
-    assert not np.array_equal(leaf(states[-1]), leaf(exact[-1]))  # it did compute in bf16
-
-
 def test_the_old_state_is_donated():
     train_step, train_state = prepare(Small(), 2)
     train_step(train_state, step.shard(BATCH.__getitem__, BATCH.shape, jax.local_devices()[:2]))
