@@ -2,8 +2,8 @@
 
     config.json         the resolved configuration, the shape and number of the images
     environment.jsonl   one line per start: versions, git commit, devices, from which step
-    checkpoints/STEP/   Orbax: params, ema_params, opt_state; timestep_state, ema_stack and skipped where a run has them;
-                        seal.json: size and CRC-32 of their files
+    checkpoints/STEP/   Orbax: params, ema_params, opt_state, and what else a run has: timestep_state, ema_stack,
+                        skipped; seal.json: size and CRC-32 of their files
     averages/STEP/      written by posthoc
     metrics.jsonl, samples/, loss.png   written by train.loop
 
@@ -32,6 +32,7 @@ import orbax.checkpoint as ocp
 from ddpm_jax import processes
 from ddpm_jax.storage import Say, naming
 from ddpm_jax.train.config import Config, differences, from_dict, to_dict
+from ddpm_jax.train.fields import at_least
 from ddpm_jax.train.leaves import describe, listing, misfits
 from ddpm_jax.train.state import TrainState
 
@@ -59,6 +60,10 @@ class RunInfo:
     config: Config
     image_shape: tuple[int, int, int]
     num_examples: int
+
+    def __post_init__(self):
+        for name, size in (*(("image_shape", size) for size in self.image_shape), ("num_examples", self.num_examples)):
+            at_least(name, size)
 
 
 def open_run(workdir: Path, info: RunInfo) -> None:
@@ -98,7 +103,7 @@ def load_run(workdir: Path) -> RunInfo:
         raise FileNotFoundError(f"no run in {workdir}: {path} does not exist")
     try:
         return from_dict(json.loads(path.read_text()), RunInfo)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {error}") from None
 
 
@@ -357,6 +362,8 @@ def damage(directory: Path) -> str | None:
     if expected is None:
         return f"{SEAL} is not what was written"
     found = _contents(directory)
+    if len(found) > len(expected):
+        return f"{SEAL} names {len(expected)} of {len(found)} files"
     for name, (size, checksum) in expected.items():
         if name not in found:
             return f"{name} is missing"
@@ -371,7 +378,7 @@ def _sealed(path: Path) -> dict[str, list[int]] | None:
     """What a seal says; None if it cannot be a seal."""
     try:
         expected = json.loads(path.read_text())
-    except (ValueError, IsADirectoryError):
+    except (ValueError, RecursionError, IsADirectoryError):
         return None
     if not isinstance(expected, dict) or not expected:
         return None

@@ -11,6 +11,7 @@ import re
 import shlex
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -58,7 +59,7 @@ class TrainArguments:
 
 @dataclasses.dataclass(frozen=True)
 class SampleArguments:
-    source: tyro.conf.Positional[str]
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
     """A run's directory; a folder or checkpoint of another project; or hf:OWNER/NAME."""
     sampler: str | None = None
     """One of those that `ddpm-jax samplers` lists; by default ddim for a run, or the one that a folder came with."""
@@ -133,19 +134,29 @@ def train(argv: list[str]) -> None:
     print(f"more pictures: ddpm-jax sample {shlex.quote(str(workdir))} --sampler ddim --num-steps 50 -n 64 --seed 1")
 
 
+# What a file of Python can end in by mistake.
+FAULTS = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, MemoryError, NameError, OSError,
+          RuntimeError, SyntaxError, TypeError, ValueError)  # fmt: skip
+
+
 def load_experiment(path: Path) -> Config:
     """The `config` of a Python file.
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: it does not define a Config called config.
+      ValueError: it is not Python, it fails, or it does not define a Config called config.
     """
     if not path.is_file() or path.suffix != ".py":
         raise FileNotFoundError(f"no experiment file {path} (a .py file that defines config)")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except FAULTS as error:
+        lines = [f"line {frame.lineno}: " for frame in traceback.extract_tb(error.__traceback__)
+                 if frame.filename == str(path)]  # fmt: skip
+        raise ValueError(f"{path}: {''.join(lines[-1:])}{type(error).__name__}: {error}") from error
     config = getattr(module, "config", None)
     if not isinstance(config, Config):
         raise ValueError(f"{path} must define config, a ddpm_jax.train.config.Config, got {type(config).__name__}")
@@ -200,9 +211,9 @@ def default_name(arguments: SampleArguments, sampler: str | None, is_run: bool) 
 
 @dataclasses.dataclass(frozen=True)
 class ConvertArguments:
-    source: tyro.conf.Positional[str]
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
     """A run's directory; a folder or checkpoint of another project; or hf:OWNER/NAME."""
-    destination: tyro.conf.Positional[Path]
+    destination: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
     """A new or empty directory."""
     ema_decay: float | None = None
     """As in sample: which average of a run's parameters."""
@@ -229,7 +240,7 @@ def convert(argv: list[str]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class NllArguments:
-    workdir: tyro.conf.Positional[Path]
+    workdir: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="WORKDIR")]
     """A run's directory."""
     split: str | None = None
     """Of the run's data; "test" by default, or the split of the training where the data has no test split."""
@@ -293,7 +304,7 @@ def plan(argv: list[str]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class ShowArguments:
-    name: tyro.conf.Positional[str]
+    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
     """One of those that `ddpm-jax samplers` lists."""
     num_steps: int = 10
     grid: str | None = None
@@ -345,7 +356,7 @@ def _parse(cls: type[T], argv: list[str], command: str, default: T = tyro.MISSIN
         if stop.code == 0:
             raise
         lines = [line.strip("│╭╮╰╯─ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", errors.getvalue()).splitlines()]
-        raise ValueError(" ".join(line for line in lines[1:] if line and "helptext" not in line)) from None
+        raise ValueError(" ".join(line for line in lines[1:] if line.strip("-") and "helptext" not in line)) from None
     finally:
         os.environ.pop("COLUMNS", None) if columns is None else os.environ.update(COLUMNS=columns)
 

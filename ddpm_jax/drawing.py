@@ -22,6 +22,8 @@ from ddpm_jax.samplers.catalogue import make_table, make_table_at
 from ddpm_jax.samplers.configs.common import Preset
 from ddpm_jax.schedules import Schedule
 from ddpm_jax.train import build
+from ddpm_jax.train.config import MOST_SEED
+from ddpm_jax.train.fields import at_least
 
 
 @dataclass(frozen=True)
@@ -201,11 +203,11 @@ def pictures(
     """uint8 [B, H, W, C], batch after batch, num_images in all.
 
     Raises:
-      ValueError: num_images or batch_size below 1.
+      ValueError: num_images, batch_size or seed out of range.
     """
-    for name, value in (("num_images", num_images), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+    at_least("num_images", num_images)
+    at_least("batch_size", batch_size)
+    at_least("seed", seed, 0, most=MOST_SEED)
     return _pictures(source, drawn_with, labels, num_images, min(batch_size, num_images), seed)
 
 

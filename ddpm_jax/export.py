@@ -19,7 +19,7 @@ def is_run(path: Path) -> bool:
         return False
     try:
         found = json.loads(config.read_text())
-    except ValueError:
+    except (ValueError, RecursionError):
         return True  # and `checkpoint.load_run` says what is wrong with it
     return not (isinstance(found, dict) and "_class_name" in found)
 

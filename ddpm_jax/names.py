@@ -1,8 +1,9 @@
-"""Looking a name up in a table of choices, with an error a user can act on."""
+"""Names in configurations: of one among many choices, and of a function's arguments; errors a user can act on."""
 
 import difflib
-from collections.abc import Iterable, Mapping
-from typing import TypeVar
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -21,6 +22,24 @@ def choose(kind: str, name: str, choices: Mapping[str, T]) -> T:
     Raises:
       ValueError: no such name.
     """
-    if name not in choices:
+    if not isinstance(name, str) or name not in choices:
         raise unknown(kind, name, choices)
     return choices[name]
+
+
+def apply(kind: str, name: str, functions: Mapping[str, Callable[..., T]], *args: Any, **arguments: float) -> T:
+    """functions[name](*args, **arguments), where keyword-only arguments are numbers.
+
+    Raises:
+      ValueError: no such function; an argument it does not take, or one that is not a finite number.
+    """
+    function = choose(kind, name, functions)
+    allowed = function.__kwdefaults__ or {}
+    for argument, value in arguments.items():
+        if argument not in allowed:
+            raise ValueError(f"{kind} {name!r} takes {', '.join(allowed) or 'no arguments'}, got {argument!r}")
+        # A comparison, because math.isfinite fails for whole numbers that no float holds.
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not abs(value) <= sys.float_info.max:
+            raise ValueError(f"{argument} of {kind} {name!r} must be a finite number, got {value!r}")
+    return function(*args, **{argument: float(value) for argument, value in arguments.items()})

@@ -20,7 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ddpm_jax.names import choose
+from ddpm_jax.names import apply, choose
+
+MOST_TIMESTEPS = 2**24  # networks are told t as float32, which holds no more whole numbers without gaps
 
 
 @jax.tree_util.register_dataclass
@@ -76,7 +78,10 @@ def _one_minus_cumprod(betas: np.ndarray) -> np.ndarray:
 
 
 def _checked_betas(betas: ArrayLike) -> np.ndarray:
-    betas = np.asarray(betas, np.float64)
+    try:
+        betas = np.asarray(betas, np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"betas must be a list of numbers: {error}") from None
     if betas.ndim != 1 or betas.size == 0:
         raise ValueError(f"betas must be a non-empty 1-d array, got shape {betas.shape}")
     allowed = (betas > 0) & (betas < 1)
@@ -142,8 +147,10 @@ def from_betas(betas: ArrayLike, *, timesteps: ArrayLike | None = None) -> Sched
 
 
 def _checked_length(num_timesteps: int) -> int:
-    if not isinstance(num_timesteps, int | np.integer) or num_timesteps < 1:
+    if not isinstance(num_timesteps, int | np.integer) or isinstance(num_timesteps, bool) or num_timesteps < 1:
         raise ValueError(f"num_timesteps must be a whole number of at least 1, got {num_timesteps!r}")
+    if num_timesteps > MOST_TIMESTEPS:
+        raise ValueError(f"num_timesteps must be at most {MOST_TIMESTEPS}, got {num_timesteps}")
     return int(num_timesteps)
 
 
@@ -280,20 +287,33 @@ def respace(schedule: Schedule, timesteps: Sequence[int] | np.ndarray) -> Schedu
     Raises:
       ValueError: timesteps empty, not integers, not strictly increasing, or outside [0, T).
     """
-    steps = np.asarray(timesteps)
-    if steps.ndim != 1 or steps.size == 0 or steps.dtype.kind not in "iu":
-        raise ValueError(f"timesteps must be a non-empty list of integers, got {timesteps!r}")
+    steps = checked_timesteps(schedule, timesteps)
     if (np.diff(steps) <= 0).any():
         bad = int(np.argmax(np.diff(steps) <= 0))
         raise ValueError(f"timesteps must increase strictly, got {steps[bad]} followed by {steps[bad + 1]}")
-    if steps[0] < 0 or steps[-1] >= schedule.num_timesteps:
-        bad = steps[0] if steps[0] < 0 else steps[-1]
-        raise ValueError(f"timesteps must lie in [0, {schedule.num_timesteps}), got {bad}")
     # Sums of log(1 - beta) between two kept steps: no cancellation, and keeping every step gives the betas back.
     with np.errstate(divide="ignore"):
         log_alphas = np.log1p(-schedule.betas_float64[: steps[-1] + 1])
     log_alphas = np.add.reduceat(log_alphas, np.append(0, steps[:-1] + 1))
     return from_betas(-np.expm1(log_alphas), timesteps=np.asarray(schedule.timesteps)[steps])
+
+
+def checked_timesteps(schedule: Schedule, timesteps: Sequence[int] | np.ndarray) -> np.ndarray:
+    """timesteps as an array [N] of integers in [0, T).
+
+    Raises:
+      ValueError: they are not, or there are none.
+    """
+    try:
+        steps = np.asarray(timesteps)
+    except ValueError:  # lists of several lengths
+        steps = np.empty(0)
+    if steps.ndim != 1 or steps.size == 0 or steps.dtype.kind not in "iu":
+        raise ValueError(f"timesteps must be a non-empty list of integers, got {timesteps!r}")
+    if steps.min() < 0 or steps.max() >= schedule.num_timesteps:
+        bad = steps.min() if steps.min() < 0 else steps.max()
+        raise ValueError(f"timesteps must lie in [0, {schedule.num_timesteps}), got {bad}")
+    return steps
 
 
 def zero_terminal_snr(schedule: Schedule) -> Schedule:
@@ -342,11 +362,6 @@ def make(name: str, num_timesteps: int = 1000, **arguments: float) -> Schedule:
     """The schedule function called `name` in this module, applied: for configurations.
 
     Raises:
-      ValueError: no such schedule, or an argument it does not take.
+      ValueError: no such schedule, an argument it does not take, or a number out of range.
     """
-    function = choose("schedule", name, BY_NAME)
-    allowed = (function.__kwdefaults__ or {}).keys()
-    for argument in arguments:
-        if argument not in allowed:
-            raise ValueError(f"schedule {name!r} takes {', '.join(allowed) or 'no arguments'}, got {argument!r}")
-    return function(num_timesteps, **arguments)
+    return apply("schedule", name, BY_NAME, num_timesteps, **arguments)

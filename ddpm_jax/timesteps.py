@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import ndtr
 
-from ddpm_jax.names import choose
+from ddpm_jax.names import apply
 from ddpm_jax.schedules import Schedule
 
 KeyOf = Callable[[jax.Array], jax.Array]
@@ -117,6 +117,9 @@ def lognormal(schedule: Schedule, *, mean: float = -1.2, std: float = 1.2) -> Ti
 # ------------------------------------------------------------------------------------------------------- importance
 
 
+MOST_HISTORY = 2**16
+
+
 class History(NamedTuple):
     """The last K losses of every t, oldest first: losses [T, K] float32, counts [T] int32 in [0, K]."""
 
@@ -137,10 +140,10 @@ def importance(schedule: Schedule, *, history: int = 10, uniform_share: float = 
       uniform_share: u in (0, 1].
 
     Raises:
-      ValueError: history not a whole number of at least 1; uniform_share outside (0, 1].
+      ValueError: history not a whole number in [1, MOST_HISTORY]; uniform_share outside (0, 1].
     """
-    if history != int(history) or history < 1:
-        raise ValueError(f"history must be a whole number of at least 1, got {history}")
+    if not 1 <= history <= MOST_HISTORY or history != int(history):
+        raise ValueError(f"history must be a whole number in [1, {MOST_HISTORY}], got {history}")
     if not 0 < uniform_share <= 1:
         raise ValueError(f"uniform_share must lie in (0, 1], got {uniform_share}")
     length = schedule.num_timesteps
@@ -212,13 +215,6 @@ def make(name: str, schedule: Schedule, **arguments: float) -> TimestepSampler:
     """The sampler called `name` in this module, for this schedule: for configurations.
 
     Raises:
-      ValueError: no such sampler, or an argument it does not take.
+      ValueError: no such sampler, an argument it does not take, or a number out of range.
     """
-    function = choose("timestep sampler", name, BY_NAME)
-    allowed = (function.__kwdefaults__ or {}).keys()
-    for argument in arguments:
-        if argument not in allowed:
-            raise ValueError(
-                f"timestep sampler {name!r} takes {', '.join(allowed) or 'no arguments'}, got {argument!r}"
-            )
-    return function(schedule, **arguments)
+    return apply("timestep sampler", name, BY_NAME, schedule, **arguments)

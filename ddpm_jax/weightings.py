@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax.names import choose, unknown
+from ddpm_jax.names import apply, choose
 from ddpm_jax.process import PredictionType
 from ddpm_jax.schedules import Schedule
 
@@ -52,12 +52,14 @@ def _on_x_0(weight_of_snr: Callable[[np.ndarray], np.ndarray]) -> Weight:
     """The weight weight_of_snr(snr) on the squared error of x_0."""
 
     def weight(schedule: Schedule, t: jax.Array, prediction: PredictionType) -> jax.Array:
-        table = weight_of_snr(_snr(schedule)) / error_factor(schedule, prediction)
-        too_large = table > np.finfo(np.float32).max
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            table = weight_of_snr(_snr(schedule)) / error_factor(schedule, prediction)
+        too_large = ~(table <= np.finfo(np.float32).max)
         if too_large.any():
             raise ValueError(
-                f"this weighting of {prediction!r} is infinite at t = {int(np.argmax(too_large))}, where the schedule "
-                "has zero signal-to-noise ratio: predict 'v' or 'x_0', or use min_snr, p2, snr or sigmoid"
+                f"this weighting of {prediction!r} is infinite at t = {int(np.argmax(too_large))}, where its arguments "
+                "are out of range or the schedule has zero signal-to-noise ratio: predict 'v' or 'x_0', or use "
+                "min_snr, p2, snr or sigmoid"
             )
         return jnp.asarray(table, jnp.float32)[t]
 
@@ -136,7 +138,7 @@ def edm(*, sigma_data: float = 0.5) -> Weight:
     """
     if not sigma_data > 0:
         raise ValueError(f"sigma_data must be positive, got {sigma_data}")
-    return _on_x_0(lambda snr: snr + 1 / sigma_data**2)
+    return _on_x_0(lambda snr: snr + np.float64(sigma_data) ** -2)
 
 
 BY_NAME: dict[str, Callable[..., Weight]] = {
@@ -149,11 +151,6 @@ def make(name: str, **arguments: float) -> Weight:
     """The function called `name` in this module, applied: for configurations.
 
     Raises:
-      ValueError: no such weighting, or an argument it does not take.
+      ValueError: no such weighting, an argument it does not take, or a number out of range.
     """
-    function = choose("weighting", name, BY_NAME)
-    allowed = function.__kwdefaults__ or {}
-    for argument in arguments:
-        if argument not in allowed:
-            raise unknown(f"argument of weighting {name!r}", argument, allowed)
-    return function(**arguments)
+    return apply("weighting", name, BY_NAME, **arguments)

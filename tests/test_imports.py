@@ -40,7 +40,7 @@ ALLOWED = {
     "checkpoint": {"train", "processes", "storage"},
     "posthoc": {"names", "checkpoint", "train", "processes"},
     "evaluate": {"keys", "names", "objectives", "process", "samplers", "schedules", "evaluate"},
-    "evaluate.files": {"checkpoint", "evaluate"},
+    "evaluate.files": {"checkpoint", "data", "evaluate"},
     "evaluate.nll": {"checkpoint", "data", "images", "models", "process", "samplers", "schedules", "train", "evaluate"},
     "export": {"checkpoint", "posthoc", "interop", "train"},
     "drawing": {

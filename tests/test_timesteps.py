@@ -208,8 +208,8 @@ def test_until_every_t_has_its_losses_t_is_uniform():
         (lambda make: make("uniform", history=3), r"timestep sampler 'uniform' takes no arguments, got 'history'"),
         (lambda make: make("lognormal", sigma=3), r"'lognormal' takes mean, std, got 'sigma'"),
         (lambda make: make("lognormal", std=0), r"std must be positive, got 0"),
-        (lambda make: make("importance", history=2.5), r"history must be a whole number of at least 1, got 2.5"),
-        (lambda make: make("importance", history=0), r"history must be a whole number of at least 1, got 0"),
+        (lambda make: make("importance", history=2.5), r"history must be a whole number in \[1, 65536\], got 2.5"),
+        (lambda make: make("importance", history=0), r"history must be a whole number in \[1, 65536\], got 0"),
         (lambda make: make("importance", uniform_share=0), r"uniform_share must lie in \(0, 1\], got 0"),
     ],
 )

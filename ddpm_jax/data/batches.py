@@ -35,13 +35,16 @@ def batch_indices(seed: int, step: int, batch_size: int, num_examples: int) -> N
 
     Args:
       seed: in [0, 2^64).
-      step: number of the batch, from 0.
+      step: number of the batch, in [0, 2^32).
       batch_size: B, at least 1; it may exceed n, and then images repeat within the batch.
       num_examples: n, at least 1.
 
     Returns:
       [B] int64 in [0, n).
     """
+    for name, value in (("seed", seed), ("step", step), ("batch_size", batch_size), ("num_examples", num_examples)):
+        if not isinstance(value, int | np.integer) or isinstance(value, bool):
+            raise ValueError(f"{name} must be a whole number, got {value!r}")
     _check(seed, step)
     if batch_size < 1 or num_examples < 1:
         raise ValueError(f"batch_size and num_examples must be at least 1, got {batch_size} and {num_examples}")
@@ -124,5 +127,5 @@ def _words(stream: int, seed: int, number: int, count: int) -> NDArray[np.uint64
 def _check(seed: int, step: int) -> None:
     if not 0 <= seed < 2**64:
         raise ValueError(f"seed must lie in [0, 2^64), got {seed}")
-    if step < 0:
-        raise ValueError(f"step must be at least 0, got {step}")
+    if not 0 <= step < 2**32:
+        raise ValueError(f"step must lie in [0, 2^32), got {step}")

@@ -1,6 +1,9 @@
 """Open a data set by its name: the embedded digits, a TFDS set, a folder of pictures, or an array file."""
 
+import struct
+import tokenize
 import zipfile
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +14,10 @@ from ddpm_jax.data.images import Images, Progress, Source, collect, fit, from_ar
 from ddpm_jax.data.prepared import DIGITS, declared_shape, known_names, open_tfds, splits_of_tfds
 
 ARRAY_ENDINGS = (".npy", ".npz")
+MOST_IMAGE_SIZE = 2**14
+# What np.load ends in on bytes that are none of its: it checks some of what it reads, not all of it.
+UNREADABLE = (ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError, SyntaxError,
+              TypeError, ValueError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error)  # fmt: skip
 
 __all__ = ["Source", "image_shape", "load", "splits"]
 
@@ -42,9 +49,9 @@ def load(
       FileNotFoundError: no such path, or data_dir does not hold the data set.
       ValueError: unknown name or split, or images that cannot be used; one line that says what is allowed.
     """
-    if image_size is not None and image_size < 1:
-        raise ValueError(f"image_size must be at least 1, got {image_size}")
-    path = Path(name).expanduser()
+    if image_size is not None and not (isinstance(image_size, int) and 1 <= image_size <= MOST_IMAGE_SIZE):
+        raise ValueError(f"image_size must be a whole number in [1, {MOST_IMAGE_SIZE}], got {image_size!r}")
+    path = _path(name)
     is_array = path.suffix.lower() in ARRAY_ENDINGS
     if not is_array and not _is_folder(name, path):
         directory = None if data_dir is None else Path(data_dir).expanduser()
@@ -65,7 +72,7 @@ def splits(name: str, *, data_dir: str | Path | None = None) -> tuple[str, ...]:
     Raises:
       FileNotFoundError, ValueError: as `load`, but the images are not looked at.
     """
-    path = Path(name).expanduser()
+    path = _path(name)
     if path.suffix.lower() in ARRAY_ENDINGS or _is_folder(name, path):
         return ("train",)
     return splits_of_tfds(name, None if data_dir is None else Path(data_dir).expanduser())
@@ -77,7 +84,7 @@ def image_shape(name: str, *, image_size: int | None = None) -> tuple[int, int, 
     Raises:
       ValueError: a path or an unknown name, or images of several sizes and no image_size.
     """
-    path = Path(name).expanduser()
+    path = _path(name)
     if path.suffix.lower() in ARRAY_ENDINGS or _is_folder(name, path):
         raise ValueError(f"the size of the images of {name!r} is known only when they are read")
     height, width, channels = (*declared_shape(name), 1)[:3]  # grey ones may be declared as [H, W]
@@ -86,6 +93,20 @@ def image_shape(name: str, *, image_size: int | None = None) -> tuple[int, int, 
     if height is None or width is None or channels is None:
         raise ValueError(f"the images of {name!r} differ in size, {[height, width, channels]}: it needs image_size")
     return height, width, channels
+
+
+def _path(name: str) -> Path:
+    """The path that a name would be, if it is one.
+
+    Raises:
+      ValueError: an empty name; ~user of a user that there is not.
+    """
+    if not name:
+        raise ValueError("the name of a data set must not be empty")
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"no data set {name!r}: {error}") from None
 
 
 def _is_folder(name: str, path: Path) -> bool:
@@ -128,6 +149,9 @@ def _array(path: Path) -> np.ndarray:
                 raise ValueError(
                     f"it holds {', '.join(content.files) or 'no array'}; one is needed, or one called images"
                 )
-            return content["images" if "images" in content else content.files[0]]
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+            array = content["images" if "images" in content else content.files[0]]
+            if not isinstance(array, np.ndarray):
+                raise ValueError("what it holds is no array")
+            return array
+    except UNREADABLE as error:
         raise ValueError(f"cannot read {path} as a NumPy file: {error}") from error

@@ -8,13 +8,13 @@ rate_distortion.csv, .png
 
 import io
 import json
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ddpm_jax.checkpoint import write_atomically
+from ddpm_jax.data.source import UNREADABLE
 from ddpm_jax.evaluate.table import Sums, Table, empty
 
 SUMS = "sums.npz"
@@ -33,14 +33,19 @@ def load_sums(folder: Path, settings: dict[str, Any], num_timesteps: int) -> Sum
       ValueError: they are of other settings, or the file cannot be read.
     """
     path = folder / SUMS
+    fresh = empty(num_timesteps)
     if not path.exists():
-        return empty(num_timesteps)
+        return fresh
     try:
         with np.load(path) as file:
             arrays = {name: file[name] for name in file.files}
         before = json.loads(str(arrays.pop("settings")))
         sums = Sums(**arrays)._replace(num_images=int(arrays["num_images"]))
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        shapes = [(name, np.shape(array), np.shape(getattr(sums, name))) for name, array in fresh._asdict().items()]
+        wrong = [f"{name} of shape {found}, not {wanted}" for name, wanted, found in shapes if found != wanted]
+        if wrong or not isinstance(before, dict):
+            raise ValueError(", ".join(wrong) or "settings that are no mapping")
+    except UNREADABLE as error:
         raise ValueError(f"{path} cannot be read ({error}); delete it to start again") from None
     changed = [f"{k}: {before.get(k)!r}, now {settings.get(k)!r}" for k in before | settings
                if before.get(k) != settings.get(k)]  # fmt: skip

@@ -25,7 +25,8 @@ from ddpm_jax.process import LEARNED, ModelFn, PredictionType, VarianceType
 from ddpm_jax.samplers.grids import section_timesteps
 from ddpm_jax.schedules import Schedule
 from ddpm_jax.train import build
-from ddpm_jax.train.config import Config, DataConfig
+from ddpm_jax.train.config import MOST_SEED, Config, DataConfig
+from ddpm_jax.train.fields import at_least
 
 OPTIMAL_STEPS = (10, 20, 50)
 
@@ -94,8 +95,8 @@ def evaluate(
     """
     info = checkpoint.load_run(workdir)
     config = info.config
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    at_least("batch_size", batch_size)
+    at_least("seed", seed, 0, most=MOST_SEED)
     schedule = strided(config, num_steps)
     optimal = checked_optimal_steps(optimal_steps, schedule.num_timesteps)
     model = build.make_model(config, info.image_shape)

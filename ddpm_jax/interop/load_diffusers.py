@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +54,14 @@ PARTS = {"network": ("unet", "transformer"), "first_stage": ("vae", "vqvae", "mo
 NO_CLIPPING = ("PNDMScheduler", "TCDScheduler")
 # Settings that may be null, 0 or a list, though their defaults are not.
 NULLABLE, ZERO = ("attention_head_dim",), ("downsample_padding",)
-LISTS = ("attention_head_dim", "transformer_layers_per_block", "layers_per_block", "cross_attention_dim")
+LISTS = ("attention_head_dim", "transformer_layers_per_block", "layers_per_block", "cross_attention_dim", "sample_size")
+# What settings are like whose default is null, where they are not null.
+WHERE_NOT_NULL = {
+    **dict.fromkeys(("sample_size", "attn_norm_num_groups", "num_class_embeds", "num_train_timesteps"), 1),
+    **dict.fromkeys(("sigma_min", "sigma_max", "shift_terminal"), 0.1),
+    **{"out_channels": 1, "class_embed_type": "timestep", "variance_type": "fixed_small", "trained_betas": (0.1,)},
+}
+MOST = 2**24  # of any count: larger ones are mistakes, and take forever
 # Of the weights, in one file and in several.
 WEIGHTS = re.compile(r"diffusion_pytorch_model(\.(?P<variant>\w+))?\.(?P<kind>safetensors|bin)")
 INDEX = re.compile(r"diffusion_pytorch_model\.(?P<kind>safetensors|bin)\.index(\.(?P<variant>\w+))?\.json")
@@ -166,7 +174,9 @@ def _check_kinds(file: str, settings: Mapping[str, Any], defaults: Mapping[str, 
     """
     for name, value in settings.items():
         default = defaults.get(name)
-        if default is not None and not (name in NULLABLE and value is None) and not _fits(value, default, name):
+        nullable = default is None or name in NULLABLE
+        default = WHERE_NOT_NULL.get(name) if default is None else default
+        if default is not None and not (nullable and value is None) and not _fits(value, default, name):
             raise ValueError(f"{file}: {name} must be like {default!r}, got {value!r}")
 
 
@@ -179,8 +189,8 @@ def _fits(value: Any, default: Any, name: str) -> bool:
     if isinstance(default, tuple) or isinstance(value, bool):
         return False
     if isinstance(default, int):  # a count; where 0 is a default, 0 is a value
-        return isinstance(value, int) and value >= (0 if name in ZERO else min(default, 1))
-    return isinstance(value, int | float)
+        return isinstance(value, int) and (0 if name in ZERO else min(default, 1)) <= value <= MOST
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max  # which NaN and infinity are not
 
 
 def _weights(folder: Path) -> dict[str, np.ndarray]:

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.names import choose
-from ddpm_jax.samplers.grids import Grid, LastLevel, Level, checked_timesteps
+from ddpm_jax.samplers.grids import Grid, LastLevel, Level
 from ddpm_jax.samplers.table import Table
-from ddpm_jax.schedules import Schedule
+from ddpm_jax.schedules import Schedule, checked_timesteps
 
 RELATIVE_STEP = 1e-6  # rounding error 1e-16 / 1e-6 against the 1e-12 of the third derivative
 TIME_STEP = 1e-6

@@ -12,9 +12,9 @@ import numpy as np
 
 from ddpm_jax.names import unknown
 from ddpm_jax.samplers.exponential import log_snr
-from ddpm_jax.samplers.grids import Grid, Level, checked_steps, checked_timesteps
+from ddpm_jax.samplers.grids import Grid, Level, checked_steps
 from ddpm_jax.samplers.sigma_grids import of_schedule, ratio, scaled
-from ddpm_jax.schedules import Schedule
+from ddpm_jax.schedules import Schedule, checked_timesteps
 
 Last = Literal["clean", "first", "same"]
 Rounding = Literal["none", "nearest", "down"]
@@ -216,11 +216,12 @@ def continuous(
     if schedule.alphas_cumprod_float64[kept - 1] == 0:
         raise ValueError(f"lambda_min must drop entries where alphas_cumprod is 0, got {lambda_min}")
     log_alphas = np.log(schedule.alphas_cumprod_float64[:kept]) / 2
+    if kept < 2:
+        raise ValueError(f"this grid needs at least 2 timesteps whose log-SNR is above lambda_min, got {kept}")
     first = 1 / kept if t_end is None else t_end
     if not 1 / kept <= first < 1:
         raise ValueError(f"t_end must lie in [{1 / kept:g}, 1), got {t_end}")
-    if num_steps < 1:
-        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+    checked_steps(num_steps)
 
     def level(t: float) -> Level:
         log_alpha = float(np.interp(t, grid_times, log_alphas))

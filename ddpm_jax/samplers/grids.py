@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 
 from ddpm_jax.names import unknown
-from ddpm_jax.schedules import Schedule
+from ddpm_jax.schedules import Schedule, checked_timesteps
 
 LastLevel = Literal["clean", "first"]
 
@@ -172,31 +172,15 @@ def halfway(schedule: Schedule, grid: Grid) -> list[Level]:
     return [level(schedule, int(i + j) // 2) for i, j in itertools.pairwise(indices)]
 
 
-def checked_steps(num_steps: object, most: int | None = None, *, least: int = 1) -> int:
-    """num_steps, a whole number in [least, most], without an upper end where most is None.
+def checked_steps(num_steps: object, most: int = 10**6, *, least: int = 1) -> int:
+    """num_steps, a whole number in [least, most].
 
     Raises:
       ValueError: it is not.
     """
-    if not isinstance(num_steps, int | np.integer) or num_steps < least or (most is not None and num_steps > most):
-        allowed = f"of at least {least}" if most is None else f"in [{least}, {most}]"
-        raise ValueError(f"num_steps must be a whole number {allowed}, got {num_steps!r}")
+    if not isinstance(num_steps, int | np.integer) or not least <= num_steps <= most:
+        raise ValueError(f"num_steps must be a whole number in [{least}, {most}], got {num_steps!r}")
     return int(num_steps)
-
-
-def checked_timesteps(schedule: Schedule, timesteps: Sequence[int] | np.ndarray) -> np.ndarray:
-    """timesteps as an array [N] of integers in [0, T).
-
-    Raises:
-      ValueError: they are not, or there are none.
-    """
-    steps = np.asarray(timesteps)
-    if steps.ndim != 1 or steps.size == 0 or steps.dtype.kind not in "iu":
-        raise ValueError(f"timesteps must be a non-empty list of integers, got {timesteps!r}")
-    if steps.min() < 0 or steps.max() >= schedule.num_timesteps:
-        bad = steps.min() if steps.min() < 0 else steps.max()
-        raise ValueError(f"timesteps must lie in [0, {schedule.num_timesteps}), got {bad}")
-    return steps
 
 
 def leading(schedule: Schedule, num_steps: int, *, offset: int = 0, last: LastLevel = "clean") -> Grid:
@@ -289,12 +273,14 @@ def section_timesteps(num_timesteps: int, spacing: int | str | Sequence[int]) ->
         if spacing == "fast27":
             steps = section_timesteps(num_timesteps, "10,10,3,2,2")
             return np.sort(np.append(steps[:-1], num_timesteps - 3))
-        if spacing.startswith("ddim") and spacing[4:].isdigit():
+        if spacing.startswith("ddim") and spacing[4:].isdecimal():
             return _ddim_stride(num_timesteps, int(spacing[4:]))
-        if not all(part.strip().isdigit() for part in spacing.split(",")):
+        if not all(part.strip().isdecimal() for part in spacing.split(",")):
             raise ValueError(f"spacing must be like '50', '10,15,20', 'ddim50' or 'fast27', got {spacing!r}")
         spacing = [int(part) for part in spacing.split(",")]
-    counts = [spacing] if isinstance(spacing, int) else list(spacing)
+    counts = list(spacing) if isinstance(spacing, Sequence | np.ndarray) else [spacing]
+    if not counts or not all(isinstance(count, int | np.integer) for count in counts):
+        raise ValueError(f"spacing must be a whole number or a list of some, got {spacing!r}")
     size, extra = divmod(num_timesteps, len(counts))
     steps, start = [], 0
     for i, count in enumerate(counts):

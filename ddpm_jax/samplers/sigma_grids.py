@@ -160,9 +160,19 @@ def edm(
 
 
 def karras_sigmas(num: int, sigma_min: float, sigma_max: float, *, rho: float = 7.0) -> np.ndarray:
-    """sigma_i = (sigma_max^(1/rho) + i / (num - 1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho, i = 0 .. num-1."""
-    start, end = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
-    return (start + np.linspace(0, 1, checked_steps(num)) * (end - start)) ** rho
+    """sigma_i = (sigma_max^(1/rho) + i / (num - 1) (sigma_min^(1/rho) - sigma_max^(1/rho)))^rho, i = 0 .. num-1.
+
+    Raises:
+      ValueError: a rho that is not positive, or with which these powers are not finite.
+    """
+    if not 0 < rho < 1e6:
+        raise ValueError(f"rho must lie in (0, 1e6), got {rho}")
+    with np.errstate(over="ignore", invalid="ignore"):
+        start, end = np.power([sigma_max, sigma_min], 1 / rho)
+        sigmas = (start + np.linspace(0, 1, checked_steps(num)) * (end - start)) ** rho
+    if not np.isfinite(sigmas).all():
+        raise ValueError(f"rho {rho} is too small: sigma_max {sigma_max:g} to the power of 1 / rho is not finite")
+    return sigmas
 
 
 def exponential_sigmas(num: int, sigma_min: float, sigma_max: float) -> np.ndarray:

@@ -7,15 +7,14 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-import cattrs
-
 from ddpm_jax.names import unknown
 from ddpm_jax.process import LEARNED, PredictionType, VarianceType
 from ddpm_jax.train.ema import NARROWEST, WIDEST
+from ddpm_jax.train.fields import Section, at_least, in_unit_interval, structure
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Section):
     """Which images."""
 
     name: str = "digits"
@@ -31,7 +30,7 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class ScheduleConfig:
+class ScheduleConfig(Section):
     """The noise schedule: a function of ddpm_jax.schedules."""
 
     name: str = "linear"
@@ -41,7 +40,7 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Section):
     """The U-Net, as models.UNet; its output channels are those of the images, twice as many with a learned variance."""
 
     channels: int = 16
@@ -69,12 +68,24 @@ class ModelConfig:
     """Of convolutions and matrix products; parameters, norms and loss are float32."""
 
     def __post_init__(self):
+        super().__post_init__()
+        at_least("model.channels", self.channels, 4, most=2**16)
+        for multiplier in self.channel_multipliers:
+            at_least("model.channel_multipliers", multiplier, most=2**16)
+        at_least("model.num_res_blocks", self.num_res_blocks, most=2**10)
+        for name in ("num_groups", "num_heads"):
+            at_least(f"model.{name}", getattr(self, name))
+        if self.num_head_channels is not None:
+            at_least("model.num_head_channels", self.num_head_channels)
+        in_unit_interval("model.dropout", self.dropout)
+        if self.norm_eps <= 0:
+            raise ValueError(f"model.norm_eps must be positive, got {self.norm_eps}")
         if self.remat_policy != "nothing" and not self.remat:
             raise ValueError(f"model.remat_policy {self.remat_policy!r} is for model.remat, which is off")
 
 
 @dataclass(frozen=True)
-class ObjectiveConfig:
+class ObjectiveConfig(Section):
     """What the network predicts, the loss it is trained with, and how t is drawn."""
 
     loss: Literal["simple", "vlb", "hybrid", "edm"] = "simple"
@@ -97,6 +108,7 @@ class ObjectiveConfig:
     """Standard deviation of the data, in edm; 0.5 by default."""
 
     def __post_init__(self):
+        super().__post_init__()
         if self.loss == "edm" and (self.prediction != "eps" or self.variance in LEARNED):
             raise ValueError(
                 "objective.loss 'edm' has its own prediction: objective.prediction must be left at 'eps' and "
@@ -128,7 +140,7 @@ class ObjectiveConfig:
 
 
 @dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(Section):
     """Adam, and the average of parameters."""
 
     learning_rate: float = 6e-3
@@ -148,7 +160,7 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
-class SampleConfig:
+class SampleConfig(Section):
     """The pictures made while training."""
 
     sampler: str = "ddim"
@@ -162,7 +174,7 @@ NonFinite = Literal["stop", "skip"]
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Section):
     """How long, how often, and the seed of everything."""
 
     num_steps: int = 6000
@@ -194,15 +206,18 @@ class TrainConfig:
     average, ema, at step 0 and with a fresh optimizer."""
 
     def __post_init__(self):
+        super().__post_init__()
         if self.begin_from is None and self.begin_with != "all":
             raise ValueError(f"train.begin_with is for train.begin_from, got {self.begin_with!r} without it")
 
 
+# jax.random.key drops the higher bits without a word.
+MOST_SEED = 2**32 - 1
 MESH_AXES = ("data", "fsdp")
 
 
 @dataclass(frozen=True)
-class ParallelConfig:
+class ParallelConfig(Section):
     """How the devices share the work; by default each has the whole state and a part of the batch."""
 
     mesh: dict[str, int] = field(default_factory=dict)
@@ -210,14 +225,15 @@ class ParallelConfig:
     average and the optimizer's state."""
 
     def __post_init__(self):
+        super().__post_init__()
         for name, size in self.mesh.items():
             if name not in MESH_AXES:
                 raise unknown("axis of parallel.mesh", name, MESH_AXES)
-            _at_least_one(f"parallel.mesh {name}", size)
+            at_least(f"parallel.mesh {name}", size)
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Section):
     """One run."""
 
     data: DataConfig = DataConfig()
@@ -230,28 +246,30 @@ class Config:
     parallel: ParallelConfig = ParallelConfig()
 
     def __post_init__(self):
+        super().__post_init__()
         for name in ("num_steps", "batch_size", "accumulate", "steps_per_call", "max_skipped", "log_every",
                      "checkpoint_every", "keep_checkpoints", "sample_every"):  # fmt: skip
-            _at_least_one(f"train.{name}", getattr(self.train, name))
-        if self.train.checkpoint_minutes is not None and not self.train.checkpoint_minutes > 0:
-            raise ValueError(f"train.checkpoint_minutes must be positive, got {self.train.checkpoint_minutes}")
+            at_least(f"train.{name}", getattr(self.train, name))
         for name in ("log_every", "checkpoint_every", "sample_every", "average_every"):
             _multiple(f"train.{name}", getattr(self.train, name) or 0, self.train.steps_per_call)
+        if self.train.checkpoint_minutes is not None and not self.train.checkpoint_minutes > 0:
+            raise ValueError(f"train.checkpoint_minutes must be positive, got {self.train.checkpoint_minutes}")
         for name in ("num_steps", "num_images"):
-            _at_least_one(f"sample.{name}", getattr(self.sample, name))
-        if not 0 <= self.optimizer.ema_decay < 1:
-            raise ValueError(f"optimizer.ema_decay must lie in [0, 1), got {self.optimizer.ema_decay}")
+            at_least(f"sample.{name}", getattr(self.sample, name))
+        for name in ("ema_decay", "beta1", "beta2"):
+            in_unit_interval(f"optimizer.{name}", getattr(self.optimizer, name))
         _check_averages(self.optimizer, self.train)
+        at_least("train.seed", self.train.seed, 0, most=MOST_SEED)
         rate, clip_norm = self.optimizer.learning_rate, self.optimizer.clip_norm
         if rate <= 0 or (clip_norm is not None and clip_norm <= 0):
             raise ValueError(
                 f"optimizer.learning_rate and optimizer.clip_norm must be positive, got {rate} and {clip_norm}"
             )
         decay, warmup = self.optimizer.decay_steps, self.optimizer.warmup_steps
-        if warmup < 0 or (decay is not None and decay <= warmup):
-            raise ValueError(
-                f"optimizer.warmup_steps must be at least 0 and below optimizer.decay_steps, got {warmup} and {decay}"
-            )
+        for name, steps in (("warmup_steps", warmup), ("decay_steps", decay)):
+            at_least(f"optimizer.{name}", 0 if steps is None else steps, 0)
+        if decay is not None and decay <= warmup:
+            raise ValueError(f"optimizer.warmup_steps must be below optimizer.decay_steps, got {warmup} and {decay}")
 
 
 def _check_averages(optimizer: OptimizerConfig, train: TrainConfig) -> None:
@@ -263,16 +281,11 @@ def _check_averages(optimizer: OptimizerConfig, train: TrainConfig) -> None:
         if not all(map(within, values)) or len(set(values)) < len(values):
             raise ValueError(f"optimizer.{name} must be different numbers in {interval}, got {values}")
     if train.average_every is not None:
-        _at_least_one("train.average_every", train.average_every)
+        at_least("train.average_every", train.average_every)
         if not optimizer.ema_sigmas:
             raise ValueError(
                 f"train.average_every keeps the averages of optimizer.ema_sigmas: got {train.average_every} without any"
             )
-
-
-def _at_least_one(name: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 def _multiple(name: str, value: int, steps_per_call: int) -> None:
@@ -292,7 +305,7 @@ T = TypeVar("T")
 
 def to_dict(config: Any) -> dict[str, Any]:
     """The configuration as plain JSON values."""
-    return cattrs.unstructure(config)
+    return dataclasses.asdict(config)
 
 
 def from_dict(values: dict[str, Any], cls: type[T]) -> T:
@@ -301,11 +314,10 @@ def from_dict(values: dict[str, Any], cls: type[T]) -> T:
     Raises:
       ValueError: unknown keys, or values of another type.
     """
-    converter = cattrs.Converter(forbid_extra_keys=True)
     try:
-        return converter.structure(values, cls)
-    except cattrs.BaseValidationError as error:
-        raise ValueError(f"not a configuration: {'; '.join(cattrs.transform_error(error))}") from None
+        return structure(values, cls)
+    except ValueError as error:
+        raise ValueError(f"not a configuration: {error}") from None
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

@@ -60,9 +60,24 @@ def _tensorboard(directory: Path) -> Any:
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The lines of a metrics file, [] if there is none; a last line cut off by a kill is left out."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """The lines of a metrics file, [] if there is none; a last line cut off by a kill is left out.
+
+    Raises:
+      ValueError: another line that is not a mapping with numbers for step and loss.
+    """
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    return [_values(path, number, line) for number, line in enumerate(lines, 1) if line.endswith(b"\n")]
+
+
+def _values(path: Path, number: int, line: bytes) -> dict[str, float]:
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"line {number} of {path} is not JSON ({error}); delete the line") from None
+    wanted = ("step", "loss")
+    if not isinstance(values, dict) or not all(isinstance(values.get(name), int | float) for name in wanted):
+        raise ValueError(f"line {number} of {path} must have numbers for {' and '.join(wanted)}; delete the line")
+    return values
 
 
 def plot_loss(metrics: Path, picture: Path) -> None:

@@ -349,7 +349,7 @@ GRID = GRIDS[0]
         (lambda: dpm_grids.at_sigmas(S, [5.0, 1.0], rounding="up"), r"unknown rounding 'up'.*nearest"),
         (lambda: dpm_grids.continuous(S, "t", 5), r"unknown coordinate 't'"),
         (lambda: dpm_grids.time_uniform(S, 5, t_end=0.0001), r"t_end must lie in \[0\.001, 1\), got 0\.0001"),
-        (lambda: dpm_grids.time_uniform(S, 0), r"num_steps must be at least 1, got 0"),
+        (lambda: dpm_grids.time_uniform(S, 0), r"num_steps must be a whole number in \[1, 1000000\], got 0"),
         (
             lambda: dpm_grids.time_uniform(schedules.zero_terminal_snr(S), 5, lambda_min=-np.inf),
             r"lambda_min must drop entries where alphas_cumprod is 0, got -inf",
