@@ -147,7 +147,7 @@ loop.fit(CONFIG, Path(sys.argv[1]), Killed())
 """
 
 
-@pytest.mark.parametrize("step", [1, 5, 7])
+@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), pytest.param(5, marks=pytest.mark.slow), 7])
 def test_kill_9_and_resume_bitwise(uninterrupted, tmp_path, step):
     whole, _ = uninterrupted
     killed = subprocess.run(
@@ -161,6 +161,7 @@ def test_kill_9_and_resume_bitwise(uninterrupted, tmp_path, step):
     assert [m["step"] for m in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [2, 4, 6, 8]
 
 
+@pytest.mark.slow
 def test_restoring_onto_another_number_of_devices(uninterrupted):
     """The run used 4 devices: the same arrays come back on 1 and on 2, and go on training there."""
     whole, _ = uninterrupted
@@ -236,10 +237,11 @@ def test_any_damage_to_any_file_is_seen(run):
     assert checkpoint.damage(directory) is None
 
 
-@pytest.mark.parametrize("damage", [truncate, flip_a_bit, Path.unlink])
-@pytest.mark.parametrize("item", ["params", "opt_state", "timestep_state"])
+@pytest.mark.parametrize(
+    "damage, item", [(truncate, "params"), (flip_a_bit, "opt_state"), (Path.unlink, "timestep_state")]
+)
 def test_a_damaged_checkpoint_falls_back_to_the_last_good_one(run, uninterrupted, damage, item):
-    damage(largest(run / "checkpoints" / "8" / item))
+    damage(largest(run / "checkpoints" / "8" / item))  # every kind of damage to every file: test_damage
     notes = fit(run)
     assert notes.seen == [6, 7, 8]
     assert len(notes.said) == 1 and "checkpoint 8 is damaged (" in notes.said[0] and "going on from 6" in notes.said[0]
@@ -268,6 +270,7 @@ def test_a_half_written_checkpoint_is_not_taken_for_one(run):
     assert fit(run).seen == [8]
 
 
+@pytest.mark.slow
 def test_without_a_seal(run):
     (run / "checkpoints" / "8" / "seal.json").unlink()
     notes = fit(run)
@@ -324,6 +327,7 @@ def test_a_broken_config_is_one_clear_error(run):
         checkpoint.load_run(run)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(tmp_path):
     config = dataclasses.replace(
         CONFIG, optimizer=OptimizerConfig(learning_rate=1e30, warmup_steps=0, decay_steps=None, clip_norm=1e30)

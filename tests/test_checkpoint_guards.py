@@ -1,6 +1,7 @@
 """Checkpoints on other devices and in other runs."""
 
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -22,6 +23,7 @@ from tests.train.test_step import BATCH, HYBRID, KEY, SHORT, Small
 from tests.train.test_step import CONFIG as ADAM
 
 REPOSITORY = Path(__file__).parent.parent
+pytestmark = pytest.mark.slow  # they need a whole run, and restore it or go on from it
 EXPERIMENT = "from tests.test_checkpoint import CONFIG as config\n"
 
 
@@ -73,10 +75,12 @@ def named(train_state, items=checkpoint.ITEMS):
 def held(workdir, template=None):
     """The newest state of a run."""
     with checkpoint.checkpoints(workdir) as saved:
-        return saved.restore(template or TEMPLATE, pytest.fail)
+        return saved.restore(template or run_template(), pytest.fail)
 
 
-TEMPLATE = on_first_device(jax.eval_shape(loop.prepare(CONFIG).init))
+@functools.cache
+def run_template():
+    return on_first_device(jax.eval_shape(loop.prepare(CONFIG).init))
 
 
 # ---------------------------------------------------------------------------------------------------- other devices
@@ -92,7 +96,7 @@ def small_run(sizes):
     init = lambda: state.init(Small(2), optimizer, sampler, BATCH.shape[1:], jax.random.key(0))
     template = spread.place(jax.eval_shape(init))
     train_state = jax.jit(init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, template))()
-    return train_step, template, train_state, spread.shard(BATCH)
+    return train_step, template, train_state, spread.shard(BATCH.__getitem__, BATCH.shape)
 
 
 def restore_anywhere(folder, counts):
@@ -201,7 +205,9 @@ def test_beginning_with_the_parameters_of_another_run(whole, prepared, what, ite
     for name in ("params", "ema_params"):
         for a, b in zip(named(found, (name,)).values(), expected, strict=True):
             np.testing.assert_array_equal(a, b)
-    assert_same_leaves(named(found, checkpoint.ITEMS[2:]), named(fresh, checkpoint.ITEMS[2:]))
+    assert_same_leaves(named(found, ("opt_state", "timestep_state")), named(fresh, ("opt_state", "timestep_state")))
+    for a, b in zip(named(found, ("ema_stack",)).values(), expected, strict=True):
+        np.testing.assert_array_equal(a, np.stack([b] * len(a)))
     assert int(found.step) == 0 and step == 8
     assert said == [f"beginning with {what} of {whole}, step 8"]
     for leaf, placed in zip(jax.tree.leaves(found), jax.tree.leaves(prepared.template()), strict=True):
@@ -291,7 +297,7 @@ def test_another_network_is_refused_with_its_leaves(whole, tmp_path, what):
     assert count == rest + 10 == message.count(" here") + rest
     ours, theirs = (
         {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(template.params)}
-        for template in (jax.eval_shape(loop.prepare(WIDER).init), TEMPLATE)
+        for template in (jax.eval_shape(loop.prepare(WIDER).init), run_template())
     )
     assert count == sum(ours.get(name) != theirs.get(name) for name in ours | theirs)
     assert not (tmp_path / "run").exists()
@@ -299,17 +305,19 @@ def test_another_network_is_refused_with_its_leaves(whole, tmp_path, what):
 
 def test_a_runs_own_checkpoint_that_does_not_fit_it(whole):
     """As after an update of this package: the same listing, not Orbax's; and not cast to another dtype in silence."""
-    narrow = dataclasses.replace(TEMPLATE, ema_params=jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, np.float16, sharding=leaf.sharding), TEMPLATE.ema_params
+    narrow = dataclasses.replace(run_template(), ema_params=jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, np.float16, sharding=leaf.sharding), run_template().ema_params
     ))  # fmt: skip
-    count = len(jax.tree.leaves(TEMPLATE.ema_params))
+    count = len(jax.tree.leaves(run_template().ema_params))
     with checkpoint.checkpoints(whole) as saved:
         with pytest.raises(ValueError, match=rf"checkpoint 8 in .* is not of this configuration \({count} leaves diff"):
             saved.restore(narrow, pytest.fail)
         with pytest.raises(ValueError, match=r"float32\[4\] in the checkpoint, float16\[4\] here; .*; and \d+ more\)"):
             saved.restore_item("ema_params", narrow.ema_params, pytest.fail)
         with pytest.raises(ValueError, match=r"1 leaf differs: params.x: none in the checkpoint, float32\[4\] here"):
-            saved.restore_item("params", {**TEMPLATE.params, "x": TEMPLATE.params["conv_in"]["bias"]}, pytest.fail)
+            saved.restore_item(
+                "params", {**run_template().params, "x": run_template().params["conv_in"]["bias"]}, pytest.fail
+            )
 
 
 def test_the_listing():

@@ -104,6 +104,7 @@ def test_samples_depend_on_the_seed_only(run, tmp_path):
     assert (sample(run, tmp_path / "e.npz", "-n", "5", "--sampler", "ddpm") != five).any()
 
 
+@pytest.mark.slow
 def test_a_learned_variance_is_trained_and_sampled_with(learned, tmp_path):
     logged = [json.loads(line) for line in (learned / "metrics.jsonl").read_text().splitlines()]
     for line in logged:
@@ -139,7 +140,7 @@ def test_the_picture_shows_the_samples(run, tmp_path):
 @pytest.mark.parametrize(
     "command, message",
     [
-        ("trian", r"unknown command 'trian'; did you mean 'train'\? \(known: train, sample, convert, nll, samplers\)"),
+        ("trian", r"unknown command 'trian'; did you mean 'train'\? \(known: train, sample, convert, nll, plan,"),
         ("train --train.num-stepz 4", r"Unrecognized options: --train.num-stepz.*--train.num-steps INT"),
         ("train --train.num-steps many", r"--train.num-steps.*'many'.*INT"),
         ("train --model.dtype float16", r"'float16'.*--model.dtype.*'float32', 'bfloat16'"),

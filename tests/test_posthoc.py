@@ -206,6 +206,7 @@ def distance(a, b):
     return max(np.abs(x - y).max() for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
 
 
+@pytest.mark.slow
 def test_a_stored_width_is_reconstructed(whole):
     """At the newest step it is the row in the checkpoint, at another one that of the snapshot."""
     assert list(kept(whole)) == STEPS
@@ -219,6 +220,7 @@ def test_a_stored_width_is_reconstructed(whole):
         assert step == 16 and distance(params, before) < 1e-6
 
 
+@pytest.mark.slow
 def test_another_width_is_that_of_a_run_that_tracked_it(whole, tmp_path):
     tracked = changed("optimizer", ema_sigmas=(*SIGMAS, TRACKED))
     fit(tmp_path / "run", dataclasses.replace(tracked, train=dataclasses.replace(tracked.train, average_every=None)))
@@ -231,6 +233,7 @@ def test_another_width_is_that_of_a_run_that_tracked_it(whole, tmp_path):
     assert error < 0.014 and distance(found, expected) < 0.02 * apart
 
 
+@pytest.mark.slow
 def test_a_stopped_run_writes_the_same_again(whole, tmp_path, monkeypatch):
     """Stopped at step 24 before that snapshot is written: there is no checkpoint 24, and it goes on from 16."""
     save = posthoc.save
@@ -255,12 +258,14 @@ def test_a_stopped_run_writes_the_same_again(whole, tmp_path, monkeypatch):
     assert sorted(int(path.name) for path in (run / "averages").iterdir()) == STEPS
 
 
+@pytest.mark.slow
 def test_on_a_mesh(whole, tmp_path):
     short = changed("train", num_steps=4)
     fit(tmp_path / "run", dataclasses.replace(short, parallel=ParallelConfig({"data": 2, "fsdp": 2})))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), kept(tmp_path / "run")[4], kept(whole)[4])
 
 
+@pytest.mark.slow
 def test_damaged_snapshots_are_left_out(whole, copy):
     flip_a_bit(largest(copy / "averages" / "32" / "ema_stack"))
     said = []
@@ -278,6 +283,7 @@ def test_damaged_snapshots_are_left_out(whole, copy):
         posthoc.reconstruct(copy, 0.05, pytest.fail)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sigma, step, message",
     [
@@ -300,6 +306,7 @@ def test_what_snapshots_do_not_represent_is_refused(whole, sigma, step, message)
 # ------------------------------------------------------------------------------------------------------ command line
 
 
+@pytest.mark.slow
 def test_which_average_of_a_run(whole):
     said = []
     choice = lambda **which: posthoc.averaged(whole, template(), said.append, posthoc.Average(**which))
@@ -322,6 +329,7 @@ def test_which_average_of_a_run(whole):
         choice(decay=0.99)
 
 
+@pytest.mark.slow
 def test_sampling_with_another_average(copy, tmp_path):
     def drawn(name, *options):
         out = tmp_path / f"{name}.npz"
@@ -337,11 +345,13 @@ def test_sampling_with_another_average(copy, tmp_path):
     assert Image.open(copy / "ddim_2_sigma0.07_seed0.png")
 
 
+@pytest.mark.slow
 def test_converting_another_average(whole, tmp_path):
     cli.main(["convert", str(whole), str(tmp_path / "folder"), "--ema-sigma", "0.07"])
     equal(interop.load(str(tmp_path / "folder")).params, posthoc.reconstruct(whole, TRACKED, pytest.fail).params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "command, message",
     [

@@ -66,6 +66,7 @@ def fails(tmp_path, what):
     return done.stderr.strip().splitlines()[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "what, number, path",
     [
@@ -94,6 +95,7 @@ def test_a_disk_that_fails_while_training(what, number, path, whole, tmp_path):
     assert_same_leaves(named(held(run)), named(held(whole)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["run", "run/checkpoints"])
 def test_a_file_in_the_place_of_a_directory(place, whole, tmp_path, capsys):
     (tmp_path / "experiment.py").write_text(EXPERIMENT)
@@ -220,6 +222,7 @@ def test_a_picture_that_cannot_be_read_for_a_moment(tmp_path, at_once, monkeypat
         storage.retrying(pytest.fail)(data.load)(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_run_on_a_disk_that_fails_now_and_then(whole, tmp_path, at_once, monkeypatch):
     """Opening the data, reading a batch, writing two checkpoints, also the last: told, and bit for bit the same."""
     loads, reads = [OSError(errno.ESTALE, "data")], []

@@ -102,6 +102,7 @@ def test_other_blocks_follow_the_policy(model, inputs):
     assert everything["dot_general"] < products["dot_general"] < nothing["dot_general"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", REMAT_POLICIES)
 @pytest.mark.parametrize("block", ["res", "attention"])
 def test_the_gradient_of_a_block(block, policy, highest):

@@ -50,7 +50,7 @@ def test_a_mean_of_means_and_every_example_in_its_place():
             np.testing.assert_array_equal(scaled, 24 * x)
 
 
-@pytest.mark.parametrize("unroll", [True, False])
+@pytest.mark.parametrize("unroll", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_the_gradient_of_micro_batches_is_that_of_the_batch(gradient, unroll):
     one, train_state = gradient
     expected, said = jax.jit(one, static_argnums=3)(train_state, BATCH, INDICES, 8)
@@ -103,6 +103,7 @@ def test_steps_do_not_depend_on_micro_batches(sizes):
     assert_close(after, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_micro_batches_are_unrolled_on_a_cpu():
     """In the step itself: as many convolutions as 2 parts have."""
     for sizes in ({}, {"fsdp": 4}):

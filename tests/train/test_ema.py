@@ -120,6 +120,7 @@ def equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [{}, {"data": 2, "fsdp": 2}], ids=str)
 def test_a_row_is_the_single_average_bit_for_bit_and_changes_nothing_else(sizes):
     for alone, with_stack in zip(run(sizes, ema.NONE), run(sizes, AVERAGES), strict=True):
@@ -170,7 +171,7 @@ def test_the_axis_of_rows_is_never_sharded(shape, expected):
     [
         ({"ema_decays": (0.9, 1.0)}, {}, r"ema_decays must be different numbers in \[0, 1\), got \(0.9, 1.0\)"),
         ({"ema_decays": (0.9, 0.9)}, {}, r"optimizer.ema_decays must be different numbers"),
-        ({"ema_decays": (float("nan"),)}, {}, r"optimizer.ema_decays must be different numbers"),
+        ({"ema_decays": (float("nan"),)}, {}, r"optimizer.ema_decays must be a tuple, each a finite number"),
         ({"ema_sigmas": (0.3,)}, {}, r"ema_sigmas must be different numbers in \[0.0001, 0.288675\], got \(0.3,\)"),
         ({"ema_sigmas": (0.1, 0.1)}, {}, r"optimizer.ema_sigmas must be different numbers"),
         ({"ema_sigmas": (0.1,)}, {"average_every": 0}, r"train.average_every must be at least 1, got 0"),
@@ -189,4 +190,4 @@ def test_a_run_from_before_there_were_several_averages():
         del values["optimizer"][name]
     del values["train"]["average_every"]
     assert from_dict(values, Config) == Config()
-    assert checkpoint.ITEMS[-1] == "ema_stack" and loop.averages_of(Config()) == ema.NONE
+    assert "ema_stack" in checkpoint.ITEMS and loop.averages_of(Config()) == ema.NONE

@@ -94,7 +94,7 @@ def run(sizes, batches, begin=lambda train_state: train_state, optimizer=None):
     train_state = begin(train_state)
     states, metrics = [jax.tree.map(np.array, train_state)], []
     for batch in batches:
-        train_state, values = train_step(train_state, spread.shard(batch))
+        train_state, values = train_step(train_state, spread.shard(batch.__getitem__, batch.shape))
         states.append(jax.tree.map(np.array, train_state))
         metrics.append({name: float(value) for name, value in values.items()})
     return states, metrics
@@ -144,7 +144,9 @@ def test_a_scanned_step_is_skipped_too(sizes, broken):
     train_step, _, train_state, _ = prepare(Fragile(), sizes, **options)
     spread = loop.make_spread(ParallelConfig(sizes), jax.local_devices())
     batches = [BATCH, WHITE, BATCH]
-    after, metrics = train_step(counting(train_state), tuple(spread.shard(batch) for batch in batches))
+    after, metrics = train_step(
+        counting(train_state), tuple(spread.shard(batch.__getitem__, batch.shape) for batch in batches)
+    )
     (*_, expected), _ = run(sizes, batches, counting, SGD)
     assert after.skipped == (1, 0) and metrics["skipped_in_a_row"].tolist() == [0, 1, 0]
     assert_close(jax.tree.map(np.asarray, after), expected, rtol=1e-6, atol=2e-7)
@@ -253,6 +255,7 @@ def saved_steps(workdir):
     return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
 
 
+@pytest.mark.slow
 def test_a_run_stops_at_a_broken_step_and_goes_on_where_it_skips_it(broken, config, tmp_path):
     stopping, skipping, whole = tmp_path / "run", with_train(config, non_finite="skip"), tmp_path / "whole"
     examples = ", ".join(map(str, EXAMPLES))
@@ -280,6 +283,7 @@ def test_a_run_stops_at_a_broken_step_and_goes_on_where_it_skips_it(broken, conf
         assert checkpoints.restore(again, pytest.fail).skipped == ()
 
 
+@pytest.mark.slow
 def test_what_is_not_finite_is_not_in_the_metrics_file(broken, config, tmp_path):
     """And a plot of what is left."""
     fit(tmp_path / "run", with_train(config, non_finite="skip", log_every=1, num_steps=4))
@@ -289,6 +293,7 @@ def test_what_is_not_finite_is_not_in_the_metrics_file(broken, config, tmp_path)
     assert [line["skipped"] for line in lines] == [0, 0, 1, 1] and (tmp_path / "run" / "loss.png").stat().st_size
 
 
+@pytest.mark.slow
 def test_too_many_in_a_row_stop_the_run(broken, config, tmp_path):
     np.save(tmp_path / "x.npy", np.full((12, 4, 4, 1), 255, np.uint8))
     message = rf"{broken} of step 4 is nan, and 4 steps in a row were skipped, more than train.max_skipped 3; the last "
@@ -298,6 +303,7 @@ def test_too_many_in_a_row_stop_the_run(broken, config, tmp_path):
         fit(tmp_path / "run", with_train(config, non_finite="skip", max_skipped=4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["stop", "skip"])
 def test_a_state_that_a_finite_gradient_overflows_is_not_saved(policy, config, tmp_path):
     config = dataclasses.replace(config, optimizer=dataclasses.replace(RUN.optimizer, learning_rate=1e39))

@@ -111,6 +111,7 @@ def test_steps_are_those_of_pmap():
         assert max(jax.tree.leaves(moved)) > 1e-2
 
 
+@pytest.mark.slow
 def test_importance_is_that_of_pmap():
     """Bit for bit: histories, and so every t, of a network that stays as it is (rate 1e-30)."""
     options = {"optimizer": optax.sgd(1e-30), "objective": IMPORTANCE, "schedule": SHORT}

@@ -51,7 +51,7 @@ def test_scanned_steps_are_single_steps(sizes):
     """
     train_step, _, train_state, _ = prepare(Small(2), sizes, objective=HYBRID, schedule=SHORT)
     spread = loop.make_spread(ParallelConfig(sizes), jax.local_devices())
-    batches = [spread.shard(batch) for batch in BATCHES]
+    batches = [spread.shard(batch.__getitem__, batch.shape) for batch in BATCHES]
     one, metrics = run(train_step, train_state, batches, [1] * 6)
     assert timesteps.warmed_up(one.timestep_state) and len({values["loss"].item() for values in metrics}) == 6
     many, metrics_of_many = run(train_step, train_state, batches, [1, 2, 1, 2])
@@ -86,6 +86,7 @@ def small(monkeypatch):
     monkeypatch.setattr(loop, "check_steps_per_call", lambda steps_per_call, devices: None)
 
 
+@pytest.mark.slow
 def test_a_run_does_not_depend_on_the_calls(small, tmp_path):
     """In calls of four steps, and stopped at 6, which is no multiple of four; differences as above."""
     with_train = lambda **changes: dataclasses.replace(SMALL_RUN, train=dataclasses.replace(SMALL_RUN.train, **changes))
