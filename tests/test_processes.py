@@ -138,7 +138,7 @@ def test_one_device_is_four(one, tmp_path):
 def test_a_mesh_over_two_processes(one, tmp_path, mesh):
     """fsdp 4 divides every large array over both processes, and saves and gathers it from there."""
     options = ["--parallel.mesh", *mesh.split()]
-    train(tmp_path / "run", 2, 2, *options, "--train.num-steps", 25, record=True)
+    train(tmp_path / "run", 2, 2, *options, "--train.num-steps", 25)
     train(tmp_path / "run", 2, 2, *options)
     np.testing.assert_allclose(losses(tmp_path / "run"), losses(one), rtol=1e-5)
     assert (tmp_path / "run" / "samples.png").is_file()
