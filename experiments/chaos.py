@@ -38,7 +38,7 @@ from ddpm_jax.train.config import (
     TrainConfig,
 )
 
-# Everything a state can hold: dropout, a learned variance, t by importance.
+# Everything a state can hold: a learned variance, t by importance, several averages.
 config = Config(
     data=DataConfig(flip=True),
     schedule=ScheduleConfig(num_timesteps=4, arguments={"beta_end": 0.5}),
@@ -46,7 +46,7 @@ config = Config(
         loss="hybrid", variance="learned_range", timesteps="importance", timesteps_arguments={"history": 2}
     ),
     model=ModelConfig(channels=4, channel_multipliers=(1,), attention_resolutions=(), dropout=0.2, num_groups=2),
-    optimizer=OptimizerConfig(warmup_steps=2, decay_steps=None),
+    optimizer=OptimizerConfig(warmup_steps=2, decay_steps=None, ema_decays=(0.9,), ema_sigmas=(0.1,)),
     sample=SampleConfig(num_steps=2, num_images=4),
     train=TrainConfig(
         num_steps=60, batch_size=8, log_every=10, checkpoint_every=2, sample_every=60, keep_checkpoints=3
@@ -125,12 +125,11 @@ def kill_at_random(started: list[subprocess.Popen], workdir: Path, source: rando
 
 def arrays(workdir: Path, run: loop.Run) -> tuple[int, dict[str, np.ndarray], list[str]]:
     """Of the checkpoint that a resume takes: (step, its arrays, what was said of damaged ones); nothing is moved."""
-    template = run.template()
     said: list[str] = []
     found, step = {}, -1
-    for item in checkpoint.ITEMS:
+    for item, template in checkpoint.items_of(run.template()).items():
         with checkpoint.checkpoints(workdir) as saved:
-            tree, step = saved.restore_item_and_step(item, getattr(template, item), said.append)
+            tree, step = saved.restore_item_and_step(item, template, said.append)
         leaves = jax.tree_util.tree_leaves_with_path(tree)
         found |= {item + jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
     return step, found, said
