@@ -1,16 +1,28 @@
 """Golden files, exact denoisers, and the error measure shared by the tests."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from ddpm_jax import cli
 from ddpm_jax.samplers.run import step
 
 GOLDEN = Path(__file__).parent / "golden"
+
+
+def assert_train_refuses(options: str, message: str, capsys) -> None:
+    """`ddpm-jax train` with these options ends with status 2 and one line, and makes no run."""
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", *options.split()])
+    error = capsys.readouterr().err.strip()
+    assert stop.value.code == 2 and "\n" not in error and re.search(message, error), error
+    assert not Path("runs").exists()
 
 
 def golden(name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -241,14 +241,14 @@ def fit(config: Config, workdir: Path, report: Report) -> int:
         checkpoint.checkpoints(workdir, keep=config.train.keep_checkpoints) as saved,
         processes.preemption() as asked_to_stop,
     ):
-        train_state, begun_from_step = first_state(run, saved, report)
+        save = together(saved.save)
+        train_state, begun_from_step = first_state(run, saved, save, report)
         first, last = int(train_state.step), config.train.num_steps
         log = MetricsLog(workdir, first) if processes.is_first() else None
         if log is not None:
             checkpoint.record_environment(workdir, first, begun_from_step)
         report.start(first, last)
         clock, watch = _Clock(config.train.checkpoint_minutes), make_watch(run, saved, report)
-        save = together(saved.save)
         done, previous = first, None
         for k, batch in data.prefetch(again(run.batches), calls(first, last, config.train.steps_per_call)):
             train_state, metrics = run.train_step(train_state, batch)
@@ -296,7 +296,9 @@ def enter(run: Run, workdir: Path, report: Report) -> None:
     processes.from_first(lambda: checkpoint.open_run(workdir, info))
 
 
-def first_state(run: Run, saved: checkpoint.Checkpoints, report: Report) -> tuple[state.TrainState, int | None]:
+def first_state(
+    run: Run, saved: checkpoint.Checkpoints, save: Callable[[state.TrainState], None], report: Report
+) -> tuple[state.TrainState, int | None]:
     """The newest state of a run's checkpoints; or the one of another run that it begins with, and that one's step; or
     the one before step 0."""
     template = run.template()
@@ -305,7 +307,7 @@ def first_state(run: Run, saved: checkpoint.Checkpoints, report: Report) -> tupl
         return restored, None
     if run.config.train.begin_from is not None:
         begun, step_there = begin.first_state(run.config.train, template, run.start, report.say)
-        saved.save(begun)  # the other run may go on, or away
+        save(begun)  # the other run may go on, or away
         return begun, step_there
     return jax.jit(run.init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, template))(), None
 

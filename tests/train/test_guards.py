@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax import checkpoint, cli, timesteps
+from ddpm_jax import checkpoint, timesteps
 from ddpm_jax.train import build, guards, loop, state, step
 from ddpm_jax.train.config import (
     Config,
@@ -21,6 +21,7 @@ from ddpm_jax.train.config import (
     TrainConfig,
     differences,
 )
+from tests.helpers import assert_train_refuses
 from tests.test_checkpoint import fit, leaves
 from tests.train.test_mesh import SGD, assert_close, prepare
 from tests.train.test_step import BATCH, IMPORTANCE, SHORT
@@ -322,8 +323,4 @@ def test_a_state_that_a_finite_gradient_overflows_is_not_saved(policy, config, t
 )
 def test_a_users_error_is_one_line(options, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["train", *options.split()])
-    error = capsys.readouterr().err.strip()
-    assert stop.value.code == 2 and "\n" not in error and re.search(message, error), error
-    assert not (tmp_path / "runs").exists()
+    assert_train_refuses(options, message, capsys)

@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 from ddpm_jax import checkpoint, cli, timesteps
 from ddpm_jax.train import build, loop, mesh, state, step
 from ddpm_jax.train.config import Config, ObjectiveConfig, OptimizerConfig, ParallelConfig, differences, from_dict
+from tests.helpers import assert_train_refuses
 from tests.test_checkpoint import CONFIG as RUN
 from tests.test_checkpoint import assert_same_leaves, fit, leaves, with_steps
 from tests.train.test_step import (
@@ -275,11 +276,7 @@ def test_configurations():
 )
 def test_a_users_error_is_one_line(options, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["train", *options.split()])
-    error = capsys.readouterr().err.strip()
-    assert stop.value.code == 2 and "\n" not in error and re.search(message, error), error
-    assert not (tmp_path / "runs").exists()
+    assert_train_refuses(options, message, capsys)
 
 
 def test_a_batch_that_does_not_fit_is_refused_while_tracing():

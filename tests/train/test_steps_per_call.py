@@ -1,14 +1,13 @@
 """Several steps in one program against as many calls of the step."""
 
 import dataclasses
-import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax import cli, timesteps
+from ddpm_jax import timesteps
 from ddpm_jax.train import build, loop
 from ddpm_jax.train.config import (
     Config,
@@ -18,6 +17,7 @@ from ddpm_jax.train.config import (
     TrainConfig,
     differences,
 )
+from tests.helpers import assert_train_refuses
 from tests.test_checkpoint import fit, leaves
 from tests.train.test_mesh import assert_close, prepare
 from tests.train.test_step import BATCH, HYBRID, SHORT, Small
@@ -126,11 +126,7 @@ def test_a_run_does_not_depend_on_the_calls(small, tmp_path):
 )
 def test_a_users_error_is_one_line(options, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["train", *options.split()])
-    error = capsys.readouterr().err.strip()
-    assert stop.value.code == 2 and "\n" not in error and re.search(message, error), error
-    assert not (tmp_path / "runs").exists()
+    assert_train_refuses(options, message, capsys)
 
 
 def test_a_run_may_go_on_with_other_calls():
