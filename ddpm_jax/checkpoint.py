@@ -14,6 +14,7 @@ files are all as its seal says is read: Orbax alone restores a flipped bit witho
 import contextlib
 import dataclasses
 import datetime
+import errno
 import importlib.metadata
 import json
 import os
@@ -154,6 +155,7 @@ class Checkpoints:
         sealing = ocp.AsyncOptions(post_finalization_callback=self._seal_all)
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, async_options=sealing)
         self._manager = ocp.CheckpointManager(self.directory, options=options)
+        self._opened = self.directory.stat()
 
     def save(self, state: TrainState) -> None:
         """Start writing the state as checkpoint state.step.
@@ -228,7 +230,7 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def close(self) -> None:
-        with naming(self.directory):
+        with self._naming():
             self._manager.close()
 
     def read(self, step: int, templates: dict[str, Any]) -> dict[str, Any]:
@@ -241,7 +243,7 @@ class Checkpoints:
         if wrong:
             raise ValueError(f"checkpoint {step} in {self.directory} is not of this configuration ({listing(wrong)})")
         arguments = {name: ocp.args.StandardRestore(template) for name, template in templates.items()}
-        with naming(self.directory):
+        with self._naming():
             return dict(self._manager.restore(step, args=ocp.args.Composite(**arguments)).items())
 
     def misfits(self, step: int, name: str, template: Any) -> list[str]:
@@ -256,9 +258,21 @@ class Checkpoints:
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         """Errors say where. Orbax needs minutes to see that it cannot write, and makes anew what is gone."""
-        with naming(self.directory):
+        with self._naming():
             tempfile.TemporaryFile(dir=self.directory).close()
             yield
+
+    @contextlib.contextmanager
+    def _naming(self) -> Iterator[None]:
+        """Errors name the directory. Where it is gone, that is the error, whatever of it Orbax missed first."""
+        try:
+            with naming(self.directory):
+                yield
+        except (OSError, ValueError) as error:
+            os.scandir(self.directory).close()  # raises where there is no directory
+            if os.path.samestat(self.directory.stat(), self._opened):
+                raise
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.directory)) from error
 
     def _newest_intact(self) -> tuple[int | None, dict[int, str]]:
         """(step, what is wrong with each newer one); step is None if there are no finished checkpoints.
@@ -313,18 +327,15 @@ def checkpoints(workdir: Path, *, keep: int = 1) -> Iterator[Checkpoints]:
         manager.close()
 
 
-def restore_ema(workdir: Path, template: Any, say: Say) -> Any:
-    """The averaged parameters of the newest intact checkpoint, on this process's first device.
+def restore_ema_and_step(workdir: Path, template: Any, say: Say) -> tuple[Any, int]:
+    """(the averaged parameters of the newest intact checkpoint, the number of steps they have seen).
+
+    They are on this process's first device.
 
     Raises:
       FileNotFoundError: there is no checkpoint.
       ValueError: there are checkpoints, and all are damaged.
     """
-    return restore_ema_and_step(workdir, template, say)[0]
-
-
-def restore_ema_and_step(workdir: Path, template: Any, say: Say) -> tuple[Any, int]:
-    """As restore_ema, and the number of steps they have seen."""
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
     with checkpoints(workdir) as saved:

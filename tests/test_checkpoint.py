@@ -252,7 +252,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_last_good_one(run, uninterrupted
 def test_sampling_from_a_damaged_checkpoint_moves_nothing(run):
     truncate(largest(run / "checkpoints" / "8" / "ema_params"))
     said, template = [], jax.eval_shape(loop.prepare(CONFIG).init).ema_params
-    checkpoint.restore_ema(run, template, said.append)
+    checkpoint.restore_ema_and_step(run, template, said.append)
     assert len(said) == 1 and "checkpoint 8 is damaged (" in said[0] and "using 6" in said[0]
     assert (run / "checkpoints" / "8").is_dir()
 
@@ -337,7 +337,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(tmp_path):
     template = jax.eval_shape(loop.prepare(CONFIG).init)
     if any((tmp_path / "run" / "checkpoints").glob("[0-9]*")):
         assert np.isfinite(
-            jax.tree.leaves(checkpoint.restore_ema(tmp_path / "run", template.ema_params, print))[0]
+            jax.tree.leaves(checkpoint.restore_ema_and_step(tmp_path / "run", template.ema_params, print)[0])[0]
         ).all()
 
 

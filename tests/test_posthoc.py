@@ -225,7 +225,9 @@ def test_another_width_is_that_of_a_run_that_tracked_it(whole, tmp_path):
     tracked = changed("optimizer", ema_sigmas=(*SIGMAS, TRACKED))
     fit(tmp_path / "run", dataclasses.replace(tracked, train=dataclasses.replace(tracked.train, average_every=None)))
     assert not (tmp_path / "run" / "averages").exists()
-    same = [checkpoint.restore_ema(workdir, template(), pytest.fail) for workdir in (whole, tmp_path / "run")]
+    same = [
+        checkpoint.restore_ema_and_step(workdir, template(), pytest.fail)[0] for workdir in (whole, tmp_path / "run")
+    ]
     equal(*same)  # the same run
     found, _, error = posthoc.reconstruct(whole, TRACKED, pytest.fail)
     expected = row_of(tmp_path / "run", 3, tracked)
@@ -310,7 +312,7 @@ def test_what_snapshots_do_not_represent_is_refused(whole, sigma, step, message)
 def test_which_average_of_a_run(whole):
     said = []
     choice = lambda **which: posthoc.averaged(whole, template(), said.append, posthoc.Average(**which))
-    own = checkpoint.restore_ema(whole, template(), said.append)
+    own = checkpoint.restore_ema_and_step(whole, template(), said.append)[0]
     for which, expected in (
         ({}, own),
         ({"decay": 0.9}, own),

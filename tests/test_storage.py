@@ -125,6 +125,22 @@ def test_errors_name_the_file(tmp_path):
         raise ValueError("another")
 
 
+@pytest.mark.parametrize("anew", [False, True], ids=["gone", "made anew"])
+def test_checkpoints_whose_directory_is_gone(anew, tmp_path):
+    """What Orbax misses first depends on the moment, and what it says of that: here, as where a folder is made anew."""
+    with checkpoint.checkpoints(tmp_path / "run") as saved:
+        with pytest.raises(ValueError, match="No ArrayMetadata"), saved._writing():  # nothing is gone
+            raise ValueError("No ArrayMetadata found")
+        (tmp_path / "run").rename(tmp_path / "elsewhere")
+        line = re.escape(f"[Errno 2] No such file or directory: '{tmp_path / 'run' / 'checkpoints'}'")
+        if anew:
+            (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+        with pytest.raises(FileNotFoundError, match=line), saved._writing():
+            raise ValueError("No ArrayMetadata found")
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        (tmp_path / "elsewhere").rename(tmp_path / "run")
+
+
 def limited(size, function, *arguments):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))

@@ -63,7 +63,8 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     """The lines of a metrics file, [] if there is none; a last line cut off by a kill is left out.
 
     Raises:
-      ValueError: another line that is not a mapping with numbers for step and loss.
+      ValueError: another line that is not a mapping with a number for step, and one for loss where it has it: that of
+        a skipped step may have none.
     """
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     return [_values(path, number, line) for number, line in enumerate(lines, 1) if line.endswith(b"\n")]
@@ -74,9 +75,9 @@ def _values(path: Path, number: int, line: bytes) -> dict[str, float]:
         values = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"line {number} of {path} is not JSON ({error}); delete the line") from None
-    wanted = ("step", "loss")
-    if not isinstance(values, dict) or not all(isinstance(values.get(name), int | float) for name in wanted):
-        raise ValueError(f"line {number} of {path} must have numbers for {' and '.join(wanted)}; delete the line")
+    numbers = isinstance(values, dict) and [values.get("step"), values.get("loss", 0)]
+    if not numbers or not all(isinstance(value, int | float) for value in numbers):
+        raise ValueError(f"line {number} of {path} must have numbers for step and loss; delete the line")
     return values
 
 

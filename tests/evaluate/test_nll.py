@@ -95,7 +95,7 @@ def test_the_numbers_are_those_of_vlb_terms(run, whole):
     _, report, (folder, summary) = whole
     config = checkpoint.load_run(run).config
     schedule, model = build.make_schedule(config.schedule), build.make_model(config, (8, 8, 1))
-    params = checkpoint.restore_ema(run, build.params_template(model, (8, 8, 1)), print)
+    params, _ = checkpoint.restore_ema_and_step(run, build.params_template(model, (8, 8, 1)), print)
     pictures = images.to_float(data.load(config.data.name).images(np.arange(20)))
     terms = jax.jit(lambda x_0: vlb_terms(bind(model, params), schedule, x_0, jax.random.key(0)))(pictures)
     total = np.asarray(terms.total_bits_per_dim, np.float64)

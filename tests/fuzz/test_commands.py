@@ -174,7 +174,8 @@ def test_nll(examples, place, run, monkeypatch):
     def check(example):
         source, given = example
         words = [word for option in given for word in option]
-        command_line(place, ["nll", source, *words], [*names_in(given), source, "WORKDIR", "num_images", "num_steps"])
+        also = [source, f"in {Path(source)}", "WORKDIR", "num_images", "num_steps"]
+        command_line(place, ["nll", source, *words], [*names_in(given), *also])
 
     sources = st.one_of(st.just(str(run)), st.just(str(run)), TEXTS)
     allowed = ["--split", "-n", "--num-images", "--batch-size", "--seed", "--num-steps", "--optimal-steps", "--sedd"]
@@ -191,6 +192,7 @@ def test_samplers(examples, place):
             *names_in(given),
             *start,
             "subcommand",
+            "schedule ",  # its name, its arguments
             "betas",
             "num_steps",
             "sampler",

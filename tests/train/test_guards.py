@@ -37,11 +37,13 @@ def optax_promotes():
 
 
 class Fragile(nn.Module):
-    """Nothing but a scale, quick to compile."""
+    """Nothing but a scale, the mean of four, quick to compile."""
+
+    initial: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0)
 
     @nn.compact
     def __call__(self, x_t, t, *, train=False, dropout_keys=None):
-        scale = self.param("scale", nn.initializers.ones, (4,)).mean()
+        scale = self.param("scale", lambda key: jnp.array(self.initial, jnp.float32)).mean()
         return x_t * scale
 
 
@@ -306,8 +308,10 @@ def test_too_many_in_a_row_stop_the_run(broken, config, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", ["stop", "skip"])
-def test_a_state_that_a_finite_gradient_overflows_is_not_saved(policy, config, tmp_path):
-    config = dataclasses.replace(config, optimizer=dataclasses.replace(RUN.optimizer, learning_rate=1e39))
+def test_a_state_that_a_finite_gradient_overflows_is_not_saved(policy, config, tmp_path, monkeypatch):
+    """A scale of 0, of numbers so large that Adam's first step, the learning rate, takes two of them past float32."""
+    monkeypatch.setattr(build, "make_model", lambda config, image_shape: Fragile((1e38, -1e38, 1e38, -1e38)))
+    config = dataclasses.replace(config, optimizer=dataclasses.replace(RUN.optimizer, learning_rate=3e38))
     config = with_train(config, checkpoint_every=1, log_every=1, non_finite=policy)
     with pytest.raises(FloatingPointError, match="params, ema_params after step 1 are not finite; there is no check"):
         fit(tmp_path / "run", config)
