@@ -185,13 +185,13 @@ def compare(workdir: Path, run: loop.Run, expected: dict[int, dict[str, np.ndarr
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=200, help="of each number of processes")
+    parser.add_argument("--kills", type=int, default=200, help="in all, as many with each number of processes")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     for n in arguments.processes:
         with tempfile.TemporaryDirectory() as folder:
-            tally = campaign(Path(folder), n, arguments.kills, arguments.seed)
+            tally = campaign(Path(folder), n, arguments.kills // len(arguments.processes), arguments.seed)
         print(f"{n} process(es): every array bit for bit in {tally.compared} comparisons; {json.dumps(vars(tally))}")
 
 
