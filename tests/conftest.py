@@ -15,6 +15,9 @@ os.environ["TFDS_DATA_DIR"] = f"{CACHE.name}/tfds"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{CACHE.name}/compiled")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
+# Most of the time goes into compiling what then runs once.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+
 import jax
 import pytest
 

@@ -147,7 +147,8 @@ loop.fit(CONFIG, Path(sys.argv[1]), Killed())
 """
 
 
-@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), pytest.param(5, marks=pytest.mark.slow), 7])
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [1, 5, 7])
 def test_kill_9_and_resume_bitwise(uninterrupted, tmp_path, step):
     whole, _ = uninterrupted
     killed = subprocess.run(

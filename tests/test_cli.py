@@ -289,7 +289,8 @@ def test_digits_is_the_default():
     assert cli.load_experiment(EXPERIMENTS / "digits.py") == Config()
 
 
-@pytest.mark.parametrize("name", ["digits", *(pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS[1:])])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGS)
 def test_experiments_run(name, tmp_path):
     """The `smoke` variant, through the command line."""
     shared = EXPERIMENTS.parent.parent / "shared" / "tfds"

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 
-from ddpm_jax import checkpoint, processes
+from ddpm_jax import checkpoint, posthoc, processes
 from ddpm_jax.train import loop
 from ddpm_jax.train.config import Config, ObjectiveConfig, OptimizerConfig
 from ddpm_jax.train.metrics import read_metrics
@@ -28,9 +28,15 @@ from tests.test_checkpoint import leaves as leaves_of
 CONFIG = dataclasses.replace(
     RUN,
     objective=ObjectiveConfig(),
-    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=5, decay_steps=None),
+    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=5, decay_steps=None, ema_sigmas=(0.05, 0.15)),
     train=dataclasses.replace(
-        RUN.train, num_steps=50, log_every=1, checkpoint_every=25, sample_every=50, keep_checkpoints=9
+        RUN.train,
+        num_steps=50,
+        log_every=1,
+        checkpoint_every=25,
+        sample_every=50,
+        keep_checkpoints=9,
+        average_every=10,
     ),
 )
 ITEMS = ("params", "ema_params", "opt_state")
@@ -79,8 +85,8 @@ def train(workdir, num_processes, num_devices, *options, record=False):
     return results[0][1] + results[0][2]
 
 
-def leaves(workdir):
-    return leaves_of(workdir, ITEMS)
+def leaves(workdir, items=ITEMS):
+    return leaves_of(workdir, items)
 
 
 def losses(workdir):
@@ -124,6 +130,23 @@ def test_two_processes_are_one(one, two):
     assert len(np.load(f"{two}.1.npz")["t"]) == 50 * 8 // 2  # each process computes its share
     assert len(losses(two)) == 50
     np.testing.assert_allclose(losses(two), losses(one), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_averages_of_two_processes_are_those_of_one(one, two):
+    """Made of what was kept on the way: a width that the checkpoint has too; another, as the run of one has it."""
+    vector = lambda tree: np.concatenate([np.ravel(leaf) for leaf in tree])
+    held = leaves(two, (*ITEMS, "ema_stack"))
+    of = lambda item: [leaf for name, leaf in held.items() if name.startswith(item)]
+    kept, other = (posthoc.reconstruct(two, sigma_rel, pytest.fail) for sigma_rel in (0.05, 0.1))
+    expected = posthoc.reconstruct(one, 0.1, pytest.fail)
+    assert kept.step == other.step == expected.step == 50
+    for a, b, params in zip(jax.tree.leaves(kept.params), of("ema_stack"), of("params"), strict=True):
+        np.testing.assert_allclose(a, b[0], rtol=1e-5, atol=1e-7)
+        assert np.abs(a - params).max() > 1e-5  # an average
+    # As one vector: a bias before a normalization has no gradient, of whose rounding Adam makes steps.
+    difference = vector(jax.tree.leaves(other.params)) - vector(jax.tree.leaves(expected.params))
+    assert np.linalg.norm(difference) < 1e-4 * np.linalg.norm(vector(jax.tree.leaves(expected.params)))
 
 
 @pytest.mark.slow
@@ -242,6 +265,7 @@ def test_an_error_of_the_first_process_is_everyones(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.slow
 def test_a_checkpoint_after_minutes(tmp_path, monkeypatch):
     """A clock that makes a minute pass per step: at 2 and 4 of 5, as the log is written; step 5 is the last."""
     config = dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, num_steps=5, checkpoint_minutes=2))

@@ -133,6 +133,7 @@ def test_levels_of_a_schedule_are_those_of_its_grid():
             np.testing.assert_allclose(found, np.asarray(grid.levels), rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_in_float32_the_table_is_the_ordinary_one_to_rounding():
     for name, make in SAMPLERS.items():
         found, expected = table_at(make, GRID, levels_of(S, STEPS)), make(GRID)

@@ -111,6 +111,7 @@ def test_every_draw_is_the_same_on_1_2_and_4_devices(sampler):
     assert draws(2) == one and draws(4) == one
 
 
+@pytest.mark.slow
 def test_importance_is_the_same_on_1_2_and_4_devices():
     """Bit for bit: histories, and so every t, of a network that stays as it is (rate 1e-30)."""
     still = dataclasses.replace(CONFIG, learning_rate=1e-30)
