@@ -28,6 +28,15 @@ HERE = Path(__file__).parent
 
 
 @pytest.fixture
+def optimized():
+    """Compile as users do, where bits are asked for that two programs share only then."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture
 def x64():
     """Run one test in float64."""
     with jax.enable_x64(True):

@@ -238,6 +238,7 @@ def test_any_damage_to_any_file_is_seen(run):
     assert checkpoint.damage(directory) is None
 
 
+@pytest.mark.slow  # test_damage.py has a hundred
 @pytest.mark.parametrize(
     "damage, item", [(truncate, "params"), (flip_a_bit, "opt_state"), (Path.unlink, "timestep_state")]
 )
@@ -291,6 +292,7 @@ def test_another_configuration_is_refused(run):
         fit(run, dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, seed=1)))
 
 
+@pytest.mark.slow
 def test_other_data_under_the_same_name_is_refused(tmp_path):
     pictures = np.random.RandomState(0).randint(0, 256, (9, 8, 8, 1)).astype(np.uint8)
     config = with_steps(1, dataclasses.replace(CONFIG, data=DataConfig(name=str(tmp_path / "x.npy"))))

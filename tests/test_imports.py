@@ -15,6 +15,7 @@ ALLOWED = {
     "images": set(),
     "keys": set(),
     "storage": set(),
+    "report": set(),
     "timesteps": {"names", "schedules"},
     "schedules": {"names"},
     "process": {"names", "schedules"},

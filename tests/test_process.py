@@ -89,7 +89,7 @@ def test_p_step_adds_noise_of_the_learned_size():
     step = process.p_step(S, X_T, T, output, Z, variance="learned")
     mean = process.p_mean_variance(S, X_T, T, EPS).mean
     np.testing.assert_allclose(step[1:], (mean + jnp.exp(v / 2) * Z)[1:], rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(step[0], mean[0])
+    np.testing.assert_allclose(step[0], mean[0], rtol=2.4e-7, atol=6e-8)  # two programs: one rounding apart
 
 
 def test_p_step_is_the_posterior_at_the_predicted_x_0():

@@ -116,6 +116,7 @@ def test_output_and_gradients_of_ldm_decoder(ldm, highest):
     )
 
 
+@pytest.mark.slow
 def test_bfloat16_is_close_to_float32(shared_golden):
     arrays, meta, weights = load(shared_golden, "autoencoder_kl")
     model = replace(autoencoder.kl_from_config(meta["config"]), dtype=jnp.bfloat16)

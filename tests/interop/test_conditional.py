@@ -56,6 +56,7 @@ def test_output_and_gradients(network, highest):
     )
 
 
+@pytest.mark.slow
 def test_bfloat16_is_close_to_float32(shared_golden):
     arrays, meta, weights = load(shared_golden, "unet2dcond_sd2_linear_class")
     model = conditional.unet_from_config(meta["config"])

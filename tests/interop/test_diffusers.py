@@ -51,6 +51,7 @@ def test_output_and_gradients(network, request, highest):
     )
 
 
+@pytest.mark.slow
 def test_bfloat16_is_close_to_float32(network):
     arrays, model = network.arrays, network.model
     t = jnp.asarray(arrays["in.t"], jnp.float32)

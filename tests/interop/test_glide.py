@@ -57,6 +57,7 @@ def test_text_once(superres, highest):
     assert relative(sample, nhwc(arrays["out.sample"])) < 1e-5
 
 
+@pytest.mark.slow
 def test_bfloat16_is_close_to_float32(superres):
     low = (replace(part, dtype=jnp.bfloat16) for part in (superres.model.text, superres.model.unet))
     t = jnp.asarray(superres.arrays["in.t"], jnp.float32)

@@ -66,6 +66,7 @@ def test_there_and_back(network):
     check_there_and_back(network)
 
 
+@pytest.mark.slow
 def test_bfloat16_is_close_to_float32(network):
     arrays, model = network.arrays, network.model
     t = jnp.asarray(arrays["in.t"], jnp.float32)

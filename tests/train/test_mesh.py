@@ -91,7 +91,7 @@ def assert_close(a, b, **tolerances):
 # --------------------------------------------------------------------------------------------- the same as with pmap
 
 
-def test_every_draw_is_that_of_pmap():
+def test_every_draw_is_that_of_pmap(optimized):
     pmapped = record({})
     assert len(pmapped) == 16 and len(set(pmapped)) == 16
     for sizes in MESHES:
