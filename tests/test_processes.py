@@ -141,12 +141,14 @@ def test_averages_of_two_processes_are_those_of_one(one, two):
     kept, other = (posthoc.reconstruct(two, sigma_rel, pytest.fail) for sigma_rel in (0.05, 0.1))
     expected = posthoc.reconstruct(one, 0.1, pytest.fail)
     assert kept.step == other.step == expected.step == 50
-    for a, b, params in zip(jax.tree.leaves(kept.params), of("ema_stack"), of("params"), strict=True):
+    for a, b in zip(jax.tree.leaves(kept.params), of("ema_stack"), strict=True):
         np.testing.assert_allclose(a, b[0], rtol=1e-5, atol=1e-7)
-        assert np.abs(a - params).max() > 1e-5  # an average
     # As one vector: a bias before a normalization has no gradient, of whose rounding Adam makes steps.
-    difference = vector(jax.tree.leaves(other.params)) - vector(jax.tree.leaves(expected.params))
-    assert np.linalg.norm(difference) < 1e-4 * np.linalg.norm(vector(jax.tree.leaves(expected.params)))
+    a, b, params = (
+        vector(tree) for tree in (jax.tree.leaves(other.params), jax.tree.leaves(expected.params), of("params"))
+    )
+    assert np.linalg.norm(a - b) < 1e-4 * np.linalg.norm(b)
+    assert np.linalg.norm(a - params) > 1e-3 * np.linalg.norm(b)  # an average
 
 
 @pytest.mark.slow
