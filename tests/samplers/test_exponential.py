@@ -247,7 +247,7 @@ MANY = {
 
 
 @pytest.mark.parametrize("name", MANY)
-@pytest.mark.parametrize("n", [1, 2, 3, 7, 999, 1000])
+@pytest.mark.parametrize("n", [1, 2, 3, 7, *(pytest.param(n, marks=pytest.mark.slow) for n in (999, 1000))])
 def test_every_length_is_finite(name, n):
     found = [dpm_grids.trailing(S, n), dpm_grids.trailing(S, n, last="first"), dpm_grids.log_snr_uniform(S, n)]
     if n < 1000:

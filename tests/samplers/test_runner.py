@@ -94,7 +94,7 @@ def test_eps_at_zero_snr_is_refused_by_the_runner_too():
         samplers.Runner(network, SHAPE, 10)(table, KEY, jnp.float32(1))
 
 
-@pytest.mark.parametrize("prediction", ["eps", "x_0", "v"])
+@pytest.mark.parametrize("prediction", ["eps", *(pytest.param(p, marks=pytest.mark.slow) for p in ("x_0", "v"))])
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_every_number_of_steps_is_finite(name, prediction):
     run = samplers.Runner(
