@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,13 @@ from ddpm_jax import cli
 from ddpm_jax.samplers.run import step
 
 GOLDEN = Path(__file__).parent / "golden"
+
+
+def few(values: Iterable[Any], *default: Any) -> list[Any]:
+    """Parameters of which these run by default, and all in the slow suite's addition to them."""
+    values = list(values)
+    assert set(default) <= set(values), set(default) - set(values)
+    return [value if value in default else pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
 def assert_train_refuses(options: str, message: str, capsys) -> None:

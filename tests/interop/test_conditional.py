@@ -10,7 +10,7 @@ import pytest
 
 from ddpm_jax.interop import conditional, layers, ldm
 from ddpm_jax.models import UNet
-from tests.helpers import relative
+from tests.helpers import few, relative
 from tests.interop.golden_networks import check, check_every_misfit_is_listed, check_there_and_back, load, nhwc, stored
 
 UNET2DCOND = (conditional.unet_from_config, conditional.unet2dcond_to_params, conditional.params_to_unet2dcond)
@@ -26,7 +26,7 @@ NETWORKS = {
 }
 
 
-@pytest.fixture(params=NETWORKS, scope="module")
+@pytest.fixture(params=few(NETWORKS, "unet2dcond_sd1", "ldm_unet_spatial_transformer"), scope="module")
 def network(request, shared_golden):
     return stored(shared_golden, request.param, NETWORKS[request.param])
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax.interop import ddim, diffusers, layers
-from tests.helpers import relative_rms
+from tests.helpers import few, relative_rms
 from tests.interop.golden_networks import check, check_every_misfit_is_listed, check_there_and_back, load, nhwc, stored
 
 UNET2D = (diffusers.unet_from_config, diffusers.unet2d_to_params, diffusers.params_to_unet2d)
@@ -28,7 +28,7 @@ NO_GRADIENT = {
 }
 
 
-@pytest.fixture(params=NETWORKS, scope="module")
+@pytest.fixture(params=few(NETWORKS, "unet2d_ddpm_pad0", "ddim_model"), scope="module")
 def network(request, shared_golden):
     return stored(shared_golden, request.param, NETWORKS[request.param])
 

@@ -17,7 +17,7 @@ from ddpm_jax import schedules
 from ddpm_jax.interop import autoencoder, ddim, dit, layers, ldm, load, load_ldm, load_openai, openai, shown
 from ddpm_jax.interop.openai_published import CONFIGS, DIFFUSIONS
 from ddpm_jax.interop.published import DDIM, LATENT_DIFFUSION
-from tests.helpers import relative
+from tests.helpers import few, relative
 from tests.interop.golden_networks import load as golden
 from tests.interop.golden_networks import nhwc
 from tests.interop.test_load import fails, same_tree
@@ -159,7 +159,7 @@ LDM_SIZES = {
 ABSENT_LDM = load_openai.ABSENT | {name: default for name, (default, _) in ldm.SETTINGS.items()}
 
 
-@pytest.mark.parametrize("name", LATENT_DIFFUSION)
+@pytest.mark.parametrize("name", few(LATENT_DIFFUSION, *[*LATENT_DIFFUSION][:2]))
 def test_published_latent_diffusion_is_recognized(name):
     weights = shapes_of(LATENT_DIFFUSION[name]["unet_config"])
     unets = {other: entry["unet_config"] for other, entry in LATENT_DIFFUSION.items()}

@@ -10,7 +10,7 @@ import pytest
 
 from ddpm_jax.interop import layers, openai
 from ddpm_jax.interop.openai_published import CONFIGS
-from tests.helpers import relative_rms
+from tests.helpers import few, relative_rms
 from tests.interop.golden_networks import check, check_every_misfit_is_listed, check_there_and_back, load, nhwc, stored
 
 UNET = (openai.unet_from_config, openai.unet_to_params, openai.params_to_unet)
@@ -35,7 +35,7 @@ NO_GRADIENT = {
 }
 
 
-@pytest.fixture(params=NETWORKS, scope="module")
+@pytest.fixture(params=few(NETWORKS, "guided_unet_adm", "improved_unet", "guided_encoder_attention"), scope="module")
 def network(request, shared_golden):
     # A SuperResModel's first convolution sees twice the channels of its config.
     changes = {"in_channels": 6} if request.param == "guided_superres" else {}
@@ -133,7 +133,9 @@ SIZES = {
 }
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize(
+    "name", few(SIZES, "64x64_diffusion", "256x256_diffusion_uncond", "lsun_uncond_100M_1200K_bs128")
+)
 def test_sizes_of_published_networks(name):
     """By shapes alone, at the image size they were trained for."""
     config = CONFIGS[name]
