@@ -1,4 +1,4 @@
-"""The command line: train | sample | convert | nll | plan | samplers. The only module that prints."""
+"""The command line: train | sample | convert | nll | plan | parity | samplers. The only module that prints."""
 
 import contextlib
 import dataclasses
@@ -23,8 +23,10 @@ import tyro
 from tqdm import tqdm
 
 from ddpm_jax import drawing, export, interop, posthoc, processes
+from ddpm_jax.bars import Bar, NllBar
 from ddpm_jax.evaluate import nll
 from ddpm_jax.names import choose, unknown
+from ddpm_jax.parity import command as parity_command
 from ddpm_jax.plan import command
 from ddpm_jax.samplers import show
 from ddpm_jax.samplers.catalogue import CATALOGUE, GRIDS, make_table
@@ -38,6 +40,7 @@ USAGE = """usage: ddpm-jax COMMAND ...
   convert SOURCE FOLDER                                             write it as a folder that diffusers loads
   nll WORKDIR [--split test] [-n 1000] [--num-steps 100]            bits/dim: the variational bound, term by term
   plan [EXPERIMENT.py] --topology v5e:4x8 [--json FILE]             memory and time on TPUs, without a TPU
+  parity [--golden FOLDER] [--json FILE] [--html FILE]              beside the installed PyTorch and diffusers
   samplers                                                          list the samplers
   samplers show NAME [--num-steps 10] [--grid karras]               a sampler's table, as assignments
 
@@ -88,28 +91,6 @@ class SampleArguments:
 
 
 # ------------------------------------------------------------------------------------------------------------ train
-
-
-class Bar:
-    """A progress bar with loss, images/s and the time that remains."""
-
-    def start(self, first_step: int, num_steps: int) -> None:
-        self._bar = tqdm(
-            total=num_steps, initial=first_step, unit="step", dynamic_ncols=True, disable=not processes.is_first()
-        )
-
-    def step(self, step: int) -> None:
-        self._bar.update(step - self._bar.n)
-
-    def metrics(self, step: int, values: dict[str, float]) -> None:
-        self._bar.set_postfix_str(f"loss {values['loss']:.4f}, {values['images_per_second']:.0f} images/s")
-
-    def say(self, message: str) -> None:
-        tqdm.write(message)
-
-    def close(self) -> None:
-        if hasattr(self, "_bar"):
-            self._bar.close()
 
 
 def train(argv: list[str]) -> None:
@@ -255,24 +236,6 @@ class NllArguments:
     """Find the best timesteps for so many steps; 10 20 50 by default."""
 
 
-class NllBar:
-    """A progress bar with the bits/dim so far."""
-
-    def start(self, first_image: int, num_images: int) -> None:
-        self._bar = tqdm(total=num_images, initial=first_image, unit="image", dynamic_ncols=True)
-
-    def images(self, num_images: int, bits_per_dim: float) -> None:
-        self._bar.set_postfix_str(f"{bits_per_dim:.4f} bits/dim", refresh=False)
-        self._bar.update(num_images - self._bar.n)
-
-    def say(self, message: str) -> None:
-        tqdm.write(message)
-
-    def close(self) -> None:
-        if hasattr(self, "_bar"):
-            self._bar.close()
-
-
 def negative_log_likelihood(argv: list[str]) -> None:
     """The variational bound of a run's newest checkpoint: bits/dim, where they go, and files with all of it."""
     arguments = _parse(NllArguments, argv, "nll")
@@ -338,6 +301,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "sample": sample,
     "convert": convert,
     "nll": negative_log_likelihood,
+    "parity": lambda argv: parity_command.run(_parse(parity_command.ParityArguments, argv, "parity"), print),
     "plan": plan,
     "samplers": list_samplers,
 }

@@ -16,6 +16,7 @@ ALLOWED = {
     "keys": set(),
     "storage": set(),
     "report": set(),
+    "bars": {"processes"},
     "timesteps": {"names", "schedules"},
     "schedules": {"names"},
     "process": {"names", "schedules"},
@@ -49,9 +50,13 @@ ALLOWED = {
         "interop",
     },
     "plan": {"names", "data", "samplers", "train", "plan"},
+    "parity": {
+        *("names", "schedules", "process", "processes", "objectives", "samplers", "models", "interop", "train"),
+        *("checkpoint", "report", "parity"),
+    },
     "cli": {
-        *("names", "data", "train", "samplers", "evaluate", "drawing", "export", "interop", "plan", "posthoc"),
-        "processes",
+        *("names", "bars", "data", "train", "samplers", "evaluate", "drawing", "export", "interop", "parity", "plan"),
+        *("posthoc", "processes"),
     },
     "processes": set(),
     "__init__": set(),

@@ -1,0 +1,134 @@
+"""The command `parity`: what is installed and what was recorded in, a table, JSON and a page out."""
+
+import dataclasses
+import datetime
+import json
+import os
+import platform
+from collections.abc import Callable, Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from ddpm_jax import processes, report
+from ddpm_jax.checkpoint import write_atomically
+from ddpm_jax.names import choose
+from ddpm_jax.parity import against, loops, networks, samplers, schedulers, tables, theirs, training
+from ddpm_jax.parity.results import Result
+from ddpm_jax.parity.theirs import Libraries
+
+# Name: (libraries, folder of recordings or None) -> results, in the order of the report.
+GROUPS: dict[str, Callable[[Libraries, Path | None], Iterator[Result]]] = {
+    "schedules": tables.compare_schedules,
+    "processes": tables.compare_processes,
+    "samplers": lambda libraries, golden: chain(
+        samplers.compare(libraries), schedulers.compare(libraries), loops.compare(golden)
+    ),
+    "networks": networks.compare,
+    "training": training.compare,
+}
+HEADER = ("item", "against", "max relative difference", "tolerance", "first differing step", "verdict")
+
+
+@dataclasses.dataclass(frozen=True)
+class ParityArguments:
+    against: Path | None = None
+    """A folder of diffusers: compare its network and its scheduler, instead of everything."""
+    golden: Path | None = None
+    """A folder of recordings, for what the installed packages have no class for."""
+    only: tuple[str, ...] = ()
+    """Some of schedules, processes, samplers, networks, training; all by default."""
+    json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Where to write all of it as JSON."""
+    html: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Where to write all of it as a page."""
+
+
+def run(arguments: ParityArguments, say: Callable[[str], None]) -> None:
+    """Compare, show a table, write the files; exit status 1 where a difference is left without an explanation.
+
+    Raises:
+      ValueError: unknown group; a file that exists.
+      FileNotFoundError: no such folder.
+      ImportError: PyTorch or diffusers is not installed.
+    """
+    groups = {name: choose("group of parity", name, GROUPS) for name in arguments.only or GROUPS}
+    if arguments.against is not None and (arguments.only or arguments.golden):
+        raise ValueError("--against compares one folder: --only and --golden belong to the whole report")
+    for path in (arguments.json, arguments.html):
+        if path is not None and path.exists():
+            raise ValueError(f"{path} exists already: remove it, or name another file")
+    for folder in (arguments.golden, arguments.against):
+        if folder is not None and not folder.is_dir():
+            raise FileNotFoundError(f"no folder {folder}")
+    libraries = theirs.libraries()
+    facts = machine()
+    say(", ".join(f"{name} {value}" for name, value in facts["versions"].items()))
+    found = {name: compare(libraries, arguments.golden) for name, compare in groups.items()}
+    if arguments.against is not None:
+        found = {str(arguments.against): against.compare(libraries, arguments.against)}
+    results: list[Result] = []
+    for name, lines in found.items():
+        say(f"\n{name}")
+        for result in lines:
+            results.append(result)
+            say(line(result))
+    say("\n" + summary(results))
+    write(arguments, facts, results, say)
+    if any(result.verdict == "different" for result in results):
+        processes.leave(1)
+
+
+def machine() -> dict[str, Any]:
+    """Date, machine and versions."""
+    return {
+        "date": datetime.date.today().isoformat(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores, Python {platform.python_version()}",
+        "versions": theirs.versions(),
+    }
+
+
+def cells(result: Result) -> list[str]:
+    """As HEADER says; the note is part of the verdict."""
+    number = lambda value: "" if value is None else f"{value:.1e}"
+    step = "" if result.first_step is None else str(result.first_step)
+    verdict = result.verdict + (f": {result.note}" if result.note else "")
+    return [result.item, result.against, number(result.difference), number(result.tolerance), step, verdict]
+
+
+def line(result: Result) -> str:
+    """A result on one line."""
+    item, other, difference, _, step, verdict = cells(result)
+    where = f" from step {step}" if step else ""
+    return f"  {item} | {other} | {difference}{where} | {verdict}"
+
+
+def summary(results: list[Result]) -> str:
+    """How many of each verdict."""
+    verdicts = [result.verdict for result in results]
+    kinds = ("same", "explained", "different", "not compared")
+    return f"{len(results)} items: " + ", ".join(f"{verdicts.count(kind)} {kind}" for kind in kinds)
+
+
+def write(arguments: ParityArguments, facts: dict[str, Any], results: list[Result], say: Callable[[str], None]) -> None:
+    """The files that were asked for, each whole or not at all."""
+    if arguments.json is not None:
+        known = lambda value: "inf" if value == float("inf") else value  # JSON has no number for it
+        rows = [{name: known(value) for name, value in dataclasses.asdict(result).items()} for result in results]
+        write_atomically(arguments.json, json.dumps(facts | {"results": rows}, indent=2, allow_nan=False) + "\n")
+        say(f"JSON: {arguments.json}")
+    if arguments.html is not None:
+        write_atomically(arguments.html, page(facts, results))
+        say(f"page: {arguments.html}")
+
+
+def page(facts: dict[str, Any], results: list[Result]) -> str:
+    """The report as one HTML page: a table for every group."""
+    description = "\n".join(f"{name} {value}" for name, value in facts["versions"].items())
+    parts = [report.code(f"{facts['date']}\n{facts['machine']}\n{description}"), report.paragraph(summary(results))]
+    for group in dict.fromkeys(result.group for result in results):
+        rows = [cells(result) for result in results if result.group == group]
+        parts += [report.heading(group), report.table(HEADER, rows)]
+    return report.page("Parity with PyTorch", parts)
