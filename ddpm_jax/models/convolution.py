@@ -71,8 +71,16 @@ def direct(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 @jax.custom_jvp
 def _convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return _rows_on_cpu(x, kernel)
+
+
+def _rows_on_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return lax.platform_dependent(x, kernel, cpu=winograd, default=direct)
 
 
-# The kernel's gradient from the plain form: of the other it costs as much, and more memory.
-_convolve.defjvps(lambda dx, y, x, kernel: _convolve(dx, kernel), lambda dkernel, y, x, kernel: direct(x, dkernel))
+def _in_the_kernel(dkernel: jax.Array, y: jax.Array, x: jax.Array, kernel: jax.Array) -> jax.Array:
+    # Its transpose is the kernel's gradient: of large images the rows' is as fast as the plain one and takes memory.
+    return _rows_on_cpu(x, dkernel) if math.prod(x.shape[1:3]) <= 256 else direct(x, dkernel)
+
+
+_convolve.defjvps(lambda dx, y, x, kernel: _convolve(dx, kernel), _in_the_kernel)
