@@ -44,3 +44,15 @@ class NllBar(_Bar):
     def images(self, num_images: int, bits_per_dim: float) -> None:
         self._bar.set_postfix_str(f"{bits_per_dim:.4f} bits/dim", refresh=False)
         self._bar.update(num_images - self._bar.n)
+
+
+class LearnBar(_Bar):
+    """One bar after another: the teacher's images, then updates with the held-out error."""
+
+    def start(self, what: str, total: int, unit: str) -> None:
+        self.close()
+        self._bar = tqdm(desc=what, total=total, unit=unit, dynamic_ncols=True)
+
+    def advance(self, by: int, said: str = "") -> None:
+        self._bar.set_postfix_str(said, refresh=False)
+        self._bar.update(by)

@@ -31,7 +31,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from ddpm_jax import processes
-from ddpm_jax.storage import Say, naming
+from ddpm_jax.storage import Say, naming, write_atomically
 from ddpm_jax.train.config import Config, differences, from_dict, to_dict
 from ddpm_jax.train.fields import at_least
 from ddpm_jax.train.leaves import describe, listing, misfits
@@ -42,16 +42,6 @@ SEAL = "seal.json"
 
 
 # ---------------------------------------------------------------------------------------------------- configuration
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """The file holds the old text or the new, never a part."""
-    partial = path.with_name(path.name + ".partial")
-    with naming(partial), open(partial, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The command line: train | sample | convert | nll | plan | parity | samplers. The only module that prints."""
+"""The command line, and the only module that prints: see USAGE."""
 
 import contextlib
 import dataclasses
@@ -23,8 +23,11 @@ import tyro
 from tqdm import tqdm
 
 from ddpm_jax import drawing, export, interop, posthoc, processes
-from ddpm_jax.bars import Bar, NllBar
+from ddpm_jax.bars import Bar, LearnBar, NllBar
+from ddpm_jax.bench import command as bench
 from ddpm_jax.evaluate import nll
+from ddpm_jax.learn import command as learning
+from ddpm_jax.learn import files as learned_files
 from ddpm_jax.names import choose, unknown
 from ddpm_jax.parity import command as parity_command
 from ddpm_jax.plan import command
@@ -41,8 +44,10 @@ USAGE = """usage: ddpm-jax COMMAND ...
   nll WORKDIR [--split test] [-n 1000] [--num-steps 100]            bits/dim: the variational bound, term by term
   plan [EXPERIMENT.py] --topology v5e:4x8 [--json FILE]             memory and time on TPUs, without a TPU
   parity [--golden FOLDER] [--json FILE] [--html FILE]              beside the installed PyTorch and diffusers
+  bench [PART ...] [--model cifar10] [--out FOLDER]                 times beside PyTorch, error against steps; a report
+  learn-sampler WORKDIR [--num-steps 6]                             fit a sampler of few calls to a trained run
   samplers                                                          list the samplers
-  samplers show NAME [--num-steps 10] [--grid karras]               a sampler's table, as assignments
+  samplers show NAME|FILE.json [--num-steps 10] [--grid karras]     a sampler's table, as assignments
 
 ddpm-jax COMMAND --help lists every option."""
 
@@ -65,9 +70,10 @@ class SampleArguments:
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
     """A run's directory; a folder or checkpoint of another project; or hf:OWNER/NAME."""
     sampler: str | None = None
-    """One of those that `ddpm-jax samplers` lists; by default ddim for a run, or the one that a folder came with."""
-    num_steps: int = 50
-    """Steps; `ddpm-jax samplers` says how many network calls they are."""
+    """One of those that `ddpm-jax samplers` lists, or a FILE.json of learn-sampler; by default ddim for a run, or the
+    one that a folder came with."""
+    num_steps: int | None = None
+    """Steps, 50 by default; `ddpm-jax samplers` says how many network calls they are."""
     grid: str | None = None
     """Where the steps are: one of the grids that `ddpm-jax samplers` lists; None is the sampler's own."""
     timesteps: tuple[int, ...] | None = None
@@ -167,22 +173,22 @@ def sample(argv: list[str]) -> None:
             bar.update(len(batch))
     pictures = np.concatenate(batches)
     out = arguments.out or (place if is_run else Path()) / default_name(arguments, source.sampler, is_run)
-    if out.suffix == ".png":
-        loop.save_grid(out, pictures)
-    else:
-        drawing.save_npz(out, pictures)
+    (loop.save_grid if out.suffix == ".png" else drawing.save_npz)(out, pictures)
     print(f"{n} images: {out}")
 
 
 def default_name(arguments: SampleArguments, sampler: str | None, is_run: bool) -> str:
     """The name of a picture by what it was drawn with; of no run, also from what."""
     chosen = arguments.timesteps
-    spacing = arguments.num_steps if chosen is None else f"{len(chosen)}chosen"
+    spacing = (arguments.num_steps or drawing.NUM_STEPS) if chosen is None else f"{len(chosen)}chosen"
     label = None if arguments.label is None else f"label{arguments.label}"
     source = None if is_run else Path(arguments.source).absolute().stem
     decay = None if arguments.ema_decay is None else f"decay{arguments.ema_decay}"
     sigma = None if arguments.ema_sigma is None else f"sigma{arguments.ema_sigma}"
-    which = [source, arguments.sampler or sampler, arguments.grid, spacing, label, decay, sigma]
+    name = arguments.sampler or sampler
+    if name is not None and learned_files.is_file(name):
+        name, spacing = Path(name).stem, None
+    which = [source, name, arguments.grid, spacing, label, decay, sigma]
     parts = [*which, f"seed{arguments.seed}"]
     return "_".join(str(part) for part in parts if part is not None) + ".png"
 
@@ -262,13 +268,23 @@ def plan(argv: list[str]) -> None:
     command.run(_parse(command.PlanArguments, argv, "plan", command.PlanArguments(default)), print)
 
 
+def learn_sampler(argv: list[str]) -> None:
+    """Fit the numbers and times of a table to a run's network, and say how to draw with it."""
+    arguments = _parse(learning.LearnArguments, argv, "learn-sampler")
+    with contextlib.closing(LearnBar()) as bar:
+        path, after, before = learning.run(arguments, bar)
+    print(f"held-out error {after.geometric_mean:.4f} (rms {after.rms:.4f}), "
+          f"of the sampler it began with {before.geometric_mean:.4f} (rms {before.rms:.4f})")  # fmt: skip
+    print(f"pictures: ddpm-jax sample {shlex.quote(str(arguments.workdir))} --sampler {shlex.quote(str(path))}")
+
+
 # --------------------------------------------------------------------------------------------------------- samplers
 
 
 @dataclasses.dataclass(frozen=True)
 class ShowArguments:
     name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
-    """One of those that `ddpm-jax samplers` lists."""
+    """One of those that `ddpm-jax samplers` lists, or a FILE.json of learn-sampler."""
     num_steps: int = 10
     grid: str | None = None
     """One of the grids that `ddpm-jax samplers` lists; None is the sampler's own."""
@@ -281,6 +297,9 @@ def list_samplers(argv: list[str]) -> None:
         if argv[0] != "show":
             raise unknown("subcommand of samplers", argv[0], ["show"])
         arguments = _parse(ShowArguments, argv[1:], "samplers show")
+        if learned_files.is_file(arguments.name):
+            print(show(learned_files.load(Path(arguments.name)).table()))
+            return
         schedule = build.make_schedule(arguments.schedule)
         print(show(make_table(arguments.name, schedule, arguments.num_steps, arguments.grid)))
         return
@@ -303,8 +322,13 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "nll": negative_log_likelihood,
     "parity": lambda argv: parity_command.run(_parse(parity_command.ParityArguments, argv, "parity"), print),
     "plan": plan,
+    "bench": lambda argv: bench.run(argv, print),
+    "learn-sampler": learn_sampler,
     "samplers": list_samplers,
 }
+
+
+RESUMING = ("train", "nll")
 
 
 def _parse(cls: type[T], argv: list[str], command: str, default: T = tyro.MISSING_NONPROP) -> T:
@@ -355,7 +379,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         choose("command", arguments[0], COMMANDS)(arguments[1:])
     except KeyboardInterrupt:
-        print("ddpm-jax: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        goes_on = "; the same command goes on from what it has written" if arguments[0] in RESUMING else ""
+        print(f"ddpm-jax: stopped{goes_on}", file=sys.stderr)
         processes.leave(1)
     except (ValueError, OSError, ImportError, FloatingPointError) as error:
         if os.environ.get("DDPM_JAX_TRACEBACK"):

@@ -16,6 +16,7 @@ from flax import linen as nn
 from ddpm_jax import checkpoint, guidance, images, posthoc, samplers
 from ddpm_jax.checkpoint import Say
 from ddpm_jax.interop import FirstStage, Loaded
+from ddpm_jax.learn import files as learned_files
 from ddpm_jax.models import DiT, UNet, UViT, bind
 from ddpm_jax.process import ModelFn
 from ddpm_jax.samplers.catalogue import make_table, make_table_at
@@ -41,6 +42,7 @@ class Source:
       sampler: name of the default sampler; None for the own one, which is
       own: (number of steps) -> table and denoiser.
       first_stage: the autoencoder, if latents are drawn.
+      step: of a run's training that the parameters are from.
     """
 
     model: nn.Module
@@ -53,6 +55,7 @@ class Source:
     sampler: str | None
     own: Callable[[int], Preset] | None = None
     first_stage: FirstStage | None = None
+    step: int | None = None
 
 
 def of_run(workdir: Path, say: Say, average: posthoc.Average = posthoc.OWN) -> Source:
@@ -65,15 +68,17 @@ def of_run(workdir: Path, say: Say, average: posthoc.Average = posthoc.OWN) -> S
     info = checkpoint.load_run(workdir)
     config, shape = info.config, info.image_shape
     schedule, model = build.make_schedule(config.schedule), build.make_model(config, shape)
+    params, step = posthoc.averaged(workdir, build.params_template(model, shape), say, average)
     return Source(
         model,
-        posthoc.averaged(workdir, build.params_template(model, shape), say, average)[0],
+        params,
         shape,
         schedule,
         config.objective.variance,
         lambda params, **conditioning: bind(model, params, **conditioning),
         build.make_denoiser(config.objective, schedule, config.sample.clip),
         sampler="ddim",
+        step=step,
     )
 
 
@@ -122,22 +127,33 @@ def _refuse_other_inputs(loaded: Loaded) -> None:
 # ---------------------------------------------------------------------------------------------------------- options
 
 
+NUM_STEPS = 50
+
+
 def preset(
-    source: Source, sampler: str | None, num_steps: int, grid: str | None, timesteps: Sequence[int] | None
+    source: Source,
+    sampler: str | None,
+    num_steps: int | None,
+    grid: str | None,
+    timesteps: Sequence[int] | None,
 ) -> Preset:
-    """(table, denoiser) of a sampler of the catalogue, or of the source's own.
+    """(table, denoiser) of a sampler of the catalogue, of a file, or of the source's own.
 
     Args:
       source: of the network.
-      sampler: its name; None for the source's default.
-      num_steps: how many steps, unless there are timesteps.
+      sampler: its name, or FILE.json of learn-sampler; None for the source's default.
+      num_steps: how many steps, unless there are timesteps; None for NUM_STEPS, or as many as a file has.
       grid: where; None for the sampler's own grid.
       timesteps: or exactly where.
 
     Raises:
-      ValueError: unknown names; both grid and timesteps; either with the source's own sampler; a number of steps that
-        the sampler has not.
+      FileNotFoundError: no such file.
+      ValueError: unknown names; both grid and timesteps; either with the source's own sampler or a file; a number of
+        steps that the sampler has not; a file of another noise schedule.
     """
+    if sampler is not None and learned_files.is_file(sampler):
+        return Preset(_learned(source, Path(sampler), num_steps, grid, timesteps), source.denoiser)
+    num_steps = NUM_STEPS if num_steps is None else num_steps
     if grid is not None and timesteps is not None:
         raise ValueError(f"give either grid or timesteps, got {grid!r} and {list(timesteps)}")
     name = source.sampler if sampler is None else sampler
@@ -152,6 +168,23 @@ def preset(
     else:
         table = make_table_at(name, source.schedule, timesteps, variance=source.variance)
     return Preset(table, source.denoiser)
+
+
+def _learned(
+    source: Source,
+    path: Path,
+    num_steps: int | None,
+    grid: str | None,
+    timesteps: Sequence[int] | None,
+) -> samplers.Table:
+    learned = learned_files.load(path)
+    for name, value in (("grid", grid), ("timesteps", timesteps)):
+        if value is not None:
+            raise ValueError(f"{path} has its own times, got {name} {value!r}")
+    if num_steps not in (None, len(learned.calls)):
+        raise ValueError(f"num_steps of {path} is {len(learned.calls)}, got {num_steps}")
+    learned_files.check_schedule(learned, source.schedule)
+    return learned.table()
 
 
 @dataclass(frozen=True)

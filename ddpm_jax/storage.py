@@ -1,4 +1,4 @@
-"""Disks that fail: errors that name the file, and another try where the reason may pass."""
+"""Disks that fail: files whole or not at all, errors that name the file, another try where the reason may pass."""
 
 import contextlib
 import errno
@@ -6,9 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import ParamSpec, TypeVar
-
-import tenacity
+from typing import Any, ParamSpec, TypeVar
 
 Say = Callable[[str], None]
 P = ParamSpec("P")
@@ -23,7 +21,7 @@ TRANSIENT = frozenset({
 dies says EIO as well, and is asked in vain. All else is permanent: ENOENT, EACCES, EROFS, ENOTDIR, ENOSPC, EDQUOT."""
 
 ATTEMPTS = 5
-WAIT = tenacity.wait_exponential(multiplier=0.5)  # 0.5, 1, 2 and 4 seconds
+FIRST_WAIT = 0.5  # seconds; 1, 2 and 4 follow
 
 # Orbax writes arrays by tensorstore, whose errors are a ValueError with this at its end.
 OS_CODE = re.compile(r"\[os_error_code='(\d+)'")
@@ -46,16 +44,16 @@ def retrying(say: Say) -> Callable[[Callable[P, T]], Callable[P, T]]:
     The last error is raised as it came; any other error at once. `say` is told before every wait. f must give the same
     when it is called again.
     """
+    import tenacity  # so that those who only name and write files do without it
 
-    def tell(state: tenacity.RetryCallState) -> None:
-        assert state.outcome is not None and state.next_action is not None
+    def tell(state: Any) -> None:
         wait, error = state.next_action.sleep, " ".join(str(state.outcome.exception()).split())
         say(f"{error}: trying again in {wait:g} s (attempt {state.attempt_number + 1} of {ATTEMPTS})")
 
     return tenacity.retry(
         retry=tenacity.retry_if_exception(lambda error: errno_of(error) in TRANSIENT),
         stop=tenacity.stop_after_attempt(ATTEMPTS),
-        wait=WAIT,
+        wait=tenacity.wait_exponential(multiplier=FIRST_WAIT),
         before_sleep=tell,
         reraise=True,
     )
@@ -77,3 +75,13 @@ def naming(path: Path) -> Iterator[None]:
         if (found := OS_CODE.search(str(error))) is None:
             raise
         raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """The file holds the old text or the new, never a part."""
+    partial = path.with_name(path.name + ".partial")
+    with naming(partial), open(partial, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)

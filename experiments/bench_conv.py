@@ -1,15 +1,16 @@
 """Forms of a 3x3 convolution on a CPU: what each was worth, and how exact it is.
 
 Run:       python experiments/bench_conv.py [rounds]
-Needs:     a CPU; about 2 minutes
-Expect:    winograd_rows ahead of direct from 8 x 8 on, with its errors; the others behind one of the two somewhere
+Needs:     a CPU; about 5 minutes
+Expect:    forward winograd_rows ahead of direct from 8 x 8 on, with its errors; the others behind one of the two
+           somewhere; of the kernel's gradient, and for few channels, nothing ahead of direct everywhere
 Measured:  docs/cpu_speed.md
 """
 
+import itertools
 import platform
 import statistics
 import sys
-import time
 from collections.abc import Callable
 
 import jax
@@ -17,11 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from ddpm_jax.bench.interleave import interleaved
 from ddpm_jax.models.convolution import direct, winograd
 
-# [B, H, W, C] and outputs: the stages of the CIFAR-10 network at batch 8.
-SIZES = [(32, 128, 128), (32, 384, 128), (16, 256, 256), (16, 512, 256), (8, 256, 256), (4, 256, 256)]
-BATCH = 8
+# Batch, height, inputs and outputs: the stages of the CIFAR-10 network at batch 8, and of the digits network at 16.
+SIZES = [(8, 32, 128, 128), (8, 32, 384, 128), (8, 16, 256, 256), (8, 16, 512, 256), (8, 8, 256, 256), (8, 4, 256, 256),
+         (16, 8, 16, 16), (16, 8, 48, 16), (16, 8, 32, 32), (16, 4, 32, 32)]  # fmt: skip
 
 # Lavin and Gray 2015 (arXiv:1509.09308), section 4: F(2, 3) and F(4, 3) along one axis.
 Taps = list[jax.Array]
@@ -111,27 +113,39 @@ FORMS = {
 }
 
 
+Form = Callable[..., jax.Array]
+PASSES: dict[str, Callable[[Form], Form]] = {
+    "forward": lambda form: lambda x, kernel, dy: form(x, kernel),
+    "gradient of the kernel": lambda form: lambda x, kernel, dy: jax.vjp(lambda k: form(x, k), kernel)[1](dy)[0],
+}
+
+
 def main(rounds: str = "15") -> None:
     print(f"jax {jax.__version__}, {platform.machine()}, {jax.devices()[0].device_kind}; GFLOP/s of the direct form's")
-    print(f"products, median of {rounds} rounds; largest error in units of the largest output; batch {BATCH}\n")
-    for height, inputs, outputs in SIZES:
+    print(f"products, median of {rounds} rounds; largest error in units of the largest output")
+    for (batch, height, inputs, outputs), (name, derive) in itertools.product(SIZES, PASSES.items()):
         rng = np.random.default_rng(0)
-        x = jnp.asarray(rng.normal(size=(BATCH, height, height, inputs)), jnp.float32)
+        x = jnp.asarray(rng.normal(size=(batch, height, height, inputs)), jnp.float32)
         kernel = jnp.asarray(rng.normal(size=(3, 3, inputs, outputs)) / (9 * inputs) ** 0.5, jnp.float32)
-        with jax.enable_x64(True):
-            exact = np.asarray(direct(x.astype(jnp.float64), kernel.astype(jnp.float64)))
-        jobs: dict[str, Callable[..., jax.Array]] = {name: jax.jit(form) for name, form in FORMS.items()}
-        errors = {name: np.abs(job(x, kernel) - exact).max() / np.abs(exact).max() for name, job in jobs.items()}
-        seconds: dict[str, list[float]] = {name: [] for name in jobs}
-        for _ in range(int(rounds)):
-            for name, job in jobs.items():
-                start = time.perf_counter()
-                jax.block_until_ready(job(x, kernel))
-                seconds[name].append(time.perf_counter() - start)
-        flops = 2 * BATCH * height**2 * 9 * inputs * outputs
-        print(f"{height} x {height}, {inputs} -> {outputs}")
-        for name, values in seconds.items():
-            print(f"  {name:16} {flops / statistics.median(values) / 1e9:5.0f} GFLOP/s   error {errors[name]:.1e}")
+        dy = jnp.asarray(rng.normal(size=(batch, height, height, outputs)), jnp.float32)
+        flops = 2 * batch * height**2 * 9 * inputs * outputs
+        print(f"\n{batch} images of {height} x {height}, {inputs} -> {outputs}, {name}")
+        measure({name: derive(form) for name, form in FORMS.items()}, (x, kernel, dy), flops, int(rounds))
+
+
+def measure(forms: dict[str, Form], arguments: tuple[jax.Array, ...], flops: int, rounds: int) -> None:
+    """One line for each form."""
+    with jax.enable_x64(True):
+        exact = np.asarray(forms["direct"](*(array.astype(jnp.float64) for array in arguments)))
+    jobs = {name: jax.jit(form) for name, form in forms.items()}
+    errors = {name: np.abs(job(*arguments) - exact).max() / np.abs(exact).max() for name, job in jobs.items()}
+    seconds = interleaved(
+        {name: lambda job=job: jax.block_until_ready(job(*arguments)) for name, job in jobs.items()}, rounds, pause=0
+    )
+    for name, values in seconds.items():
+        print(
+            f"  {name:16} {flops / statistics.median(values) / 1e9:5.0f} GFLOP/s   error {errors[name]:.1e}", flush=True
+        )
 
 
 if __name__ == "__main__":

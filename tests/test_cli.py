@@ -304,3 +304,17 @@ def test_experiments_run(name, tmp_path):
     cli.main(["train", str(tmp_path / "smoke.py"), "--workdir", str(tmp_path / "run"), "--data.dir", str(data_dir)])
     assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 2
     assert (tmp_path / "run" / "samples.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [("train", "stopped; the same command goes on from what it has written"), ("sample", "stopped")],
+)
+def test_ctrl_c_promises_to_go_on_only_where_it_does(command, said, monkeypatch, capsys):
+    def interrupted(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.COMMANDS, command, interrupted)
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command])
+    assert stop.value.code == 1 and capsys.readouterr().err == f"ddpm-jax: {said}\n"

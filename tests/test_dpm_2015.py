@@ -32,6 +32,7 @@ def test_draws_have_the_density_of_the_entropy():
     assert abs(bits.mean() - swiss_roll.entropy_bits()) < 5 * bits.std() / math.sqrt(len(bits))
 
 
+@pytest.mark.slow
 def test_perfect_network_obeys_tweedie(x64):
     """E[x_0 | x_t] and Var[x_0 | x_t] by Bayes' rule are the first and second derivatives of log q(x_t)."""
     schedule = swiss_roll.make_schedule(swiss_roll.Settings())

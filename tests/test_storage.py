@@ -156,7 +156,7 @@ def test_every_file_of_a_run_is_named_when_the_disk_is_full(tmp_path, monkeypatc
     log.write(1, {"loss": 1.0}, 8)
     writes = {
         "metrics.jsonl": lambda: log.write(2, {"loss": 1.0}, 8),
-        "config.json.partial": lambda: checkpoint.write_atomically(tmp_path / "config.json", "x" * 99),
+        "config.json.partial": lambda: storage.write_atomically(tmp_path / "config.json", "x" * 99),
         "environment.jsonl": lambda: checkpoint.record_environment(tmp_path, 0),
         "loss.png": lambda: loop.plot_loss(tmp_path / "metrics.jsonl", tmp_path / "loss.png"),
         "grid.png.partial": lambda: loop.save_grid(tmp_path / "grid.png", np.zeros((4, 8, 8, 1), np.uint8)),
@@ -172,7 +172,7 @@ def test_every_file_of_a_run_is_named_when_the_disk_is_full(tmp_path, monkeypatc
 
 @pytest.fixture
 def at_once(monkeypatch):
-    monkeypatch.setattr(storage, "WAIT", tenacity.wait_none())
+    monkeypatch.setattr(storage, "FIRST_WAIT", 0)
 
 
 class Fails:

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_jax.checkpoint import write_atomically
 from ddpm_jax.data.source import UNREADABLE
 from ddpm_jax.evaluate.table import Sums, Table, empty
+from ddpm_jax.storage import write_atomically
 
 SUMS = "sums.npz"
 

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 
 # The first bytes of a zip archive, and of what torch.save wrote before it wrote zip archives.
 ZIP = b"PK\x03\x04"
@@ -91,6 +90,8 @@ def is_state_dict(value: Any) -> bool:
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    import safetensors  # here, so that name maps work where it is not installed
+
     try:
         tensors = safetensors.deserialize(path.read_bytes())
     except (safetensors.SafetensorError, *DAMAGED) as error:

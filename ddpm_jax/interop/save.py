@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from ..models.autoencoder import AutoencoderKL
 from ..models.dit import DiT
@@ -198,6 +197,8 @@ def _write(folder: Path, part: Part) -> None:
         _write_json(folder / "scheduler_config.json", config)
         return
     _write_json(folder / "config.json", config)
+    from safetensors.numpy import save_file  # here, so that name maps work where it is not installed
+
     save_file(dict(part.weights), folder / WEIGHTS, metadata={"format": "pt"})
 
 

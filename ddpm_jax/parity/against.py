@@ -14,7 +14,7 @@ from ddpm_jax.interop import Loaded
 from ddpm_jax.interop.load_diffusers import PARTS, read_json
 from ddpm_jax.parity import networks, samplers, schedulers
 from ddpm_jax.parity.ours import Setup
-from ddpm_jax.parity.results import Difference, Result, compared, not_compared, relative
+from ddpm_jax.parity.results import Result, compared, not_compared, relative, without_steps
 from ddpm_jax.parity.theirs import Libraries, nchw, nhwc
 from ddpm_jax.parity.theirs import calls as their_calls
 from ddpm_jax.samplers import dpm_grids, grids, sigma_grids
@@ -91,13 +91,8 @@ def _network_line(libraries: Libraries, loaded: Loaded, net: Any) -> Result:
     with jax.default_matmul_precision("highest"):
         ours = np.asarray(jax.jit(_ours(loaded, given))(jnp.asarray(x), jnp.asarray(t)))
     size = sum(parameter.numel() for parameter in net.parameters())
-    found = _difference(ours, theirs)
+    found = without_steps(relative(ours, theirs), TOLERANCE)
     return compared(GROUP, "network, 2 images", f"{type(net).__name__}, {size:,} parameters", found, TOLERANCE)
-
-
-def _difference(ours: np.ndarray, theirs: np.ndarray) -> Difference:
-    largest = relative(ours, theirs)
-    return Difference(largest, None if largest <= TOLERANCE else 0)
 
 
 def papers_setup(name: str, schedule: Schedule, prediction: Any, num_steps: int) -> Setup:
@@ -141,5 +136,5 @@ def _together(
     with jax.default_matmul_precision("highest"):
         ours = np.asarray(run(x_T, noise[:count]))
     against = f"{type(net).__name__} with {name}"
-    found = _difference(ours, theirs.xs[-1])
+    found = without_steps(relative(ours, theirs.xs[-1]), TOLERANCE)
     return compared(GROUP, f"network and scheduler, 2 images after {num_steps} steps", against, found, TOLERANCE)

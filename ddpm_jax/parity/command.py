@@ -13,11 +13,11 @@ from typing import Annotated, Any
 import tyro
 
 from ddpm_jax import processes, report
-from ddpm_jax.checkpoint import write_atomically
 from ddpm_jax.names import choose
 from ddpm_jax.parity import against, loops, networks, samplers, schedulers, tables, theirs, training
 from ddpm_jax.parity.results import Result
 from ddpm_jax.parity.theirs import Libraries
+from ddpm_jax.storage import write_atomically
 
 # Name: (libraries, folder of recordings or None) -> results, in the order of the report.
 GROUPS: dict[str, Callable[[Libraries, Path | None], Iterator[Result]]] = {

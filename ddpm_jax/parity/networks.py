@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 
 from ddpm_jax.interop import autoencoder, conditional, diffusers, dit
 from ddpm_jax.parity import recorded
-from ddpm_jax.parity.results import Difference, Result, compared, relative
+from ddpm_jax.parity.results import Result, compared, relative, without_steps
 from ddpm_jax.parity.theirs import Libraries, nchw, nhwc
 
 GROUP = "networks"
@@ -178,5 +178,5 @@ def _first_stage(libraries: Libraries, name: str) -> Iterator[Result]:
 
 def _line(item: str, against: str, pairs: list[tuple[Any, Any]]) -> Result:
     difference = max(relative(np.asarray(ours), np.asarray(theirs)) for ours, theirs in pairs)
-    found = Difference(difference, None if difference <= TOLERANCE else 0)
+    found = without_steps(difference, TOLERANCE)
     return compared(GROUP, item, against, found, TOLERANCE)

@@ -10,7 +10,7 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from ddpm_jax.interop import autoencoder, clip, conditional, ddim, diffusers, dit, glide, ldm, openai
-from ddpm_jax.parity.results import Difference, Result, compared, not_compared, relative
+from ddpm_jax.parity.results import Result, compared, not_compared, relative, without_steps
 from ddpm_jax.parity.tables import load
 
 GROUP = "networks"
@@ -133,5 +133,5 @@ def _network(golden: Path, name: str, how: Recorded) -> Result:
     against = ", ".join(
         str(each.get("repo", each.get("package", each))) if isinstance(each, dict) else str(each) for each in upstream
     )
-    line = Difference(difference, None if difference <= TOLERANCE else 0)
+    line = without_steps(difference, TOLERANCE)
     return compared(GROUP, f"recorded {name}: {how.output.removeprefix('out.')}", against, line, TOLERANCE)

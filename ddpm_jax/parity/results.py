@@ -63,6 +63,11 @@ def along(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray], tolerance: f
     return Difference(max(errors), beyond[0] if beyond else None)
 
 
+def without_steps(difference: float, tolerance: float) -> Difference:
+    """Of an item that has no steps: where it is too large, the first is said to be."""
+    return Difference(difference, None if difference <= tolerance else 0)
+
+
 def compared(group: str, item: str, against: str, found: Difference, tolerance: float, note: str = "") -> Result:
     """The line of a difference that nothing explains."""
     verdict: Verdict = "same" if found.first_step is None else "different"

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax import process, schedules
-from ddpm_jax.parity.results import Difference, Result, along, compared, not_compared, relative
+from ddpm_jax.parity.results import Difference, Result, along, compared, not_compared, relative, without_steps
 from ddpm_jax.parity.theirs import Libraries, nchw, nhwc
 from ddpm_jax.samplers.configs import CLASSES, float32
 from ddpm_jax.samplers.configs.common import DEFAULTS
@@ -69,8 +69,7 @@ def _schedule(libraries: Libraries, name: str, ours: Schedule, settings: Mapping
 def _exp(libraries: Libraries) -> Result:
     theirs = libraries.diffusers.HeunDiscreteScheduler(beta_schedule="exp").alphas_cumprod.numpy()
     ours = float32.alphas_cumprod({**DEFAULTS, "beta_schedule": "exp"})
-    difference = relative(ours, theirs)
-    found = Difference(difference, None if difference <= TOLERANCE else 0)
+    found = without_steps(relative(ours, theirs), TOLERANCE)
     return compared(
         SCHEDULES, "exp, T = 1000: alphas_cumprod", "HeunDiscreteScheduler(beta_schedule=exp)", found, TOLERANCE
     )
@@ -185,6 +184,5 @@ def _process(libraries: Libraries, class_name: str, name: str) -> Iterator[Resul
 
 
 def _images(item: str, against: str, ours: np.ndarray, theirs: np.ndarray) -> Result:
-    difference = relative(ours, theirs)
-    found = Difference(difference, None if difference <= TOLERANCE else 0)
+    found = without_steps(relative(ours, theirs), TOLERANCE)
     return compared(PROCESSES, item, against, found, TOLERANCE)

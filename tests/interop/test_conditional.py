@@ -26,7 +26,7 @@ NETWORKS = {
 }
 
 
-@pytest.fixture(params=few(NETWORKS, "unet2dcond_sd1", "ldm_unet_spatial_transformer"), scope="module")
+@pytest.fixture(params=few(NETWORKS, "unet2dcond_sd1"), scope="module")
 def network(request, shared_golden):
     return stored(shared_golden, request.param, NETWORKS[request.param])
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 from safetensors.numpy import load_file
 
 from ddpm_jax import interop, models, process, schedules
@@ -248,7 +249,7 @@ def test_whole_or_not_at_all(small, tmp_path, monkeypatch):
         raise OSError("no space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(save, "save_file", disk_full)
+        patch.setattr(safetensors.numpy, "save_file", disk_full)
         with pytest.raises(OSError, match="no space"):
             interop.save_diffusers(tmp_path / "a" / "folder", small)
     assert not list((tmp_path / "a").iterdir())

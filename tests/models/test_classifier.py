@@ -48,6 +48,7 @@ def test_only_attention_fixes_the_image_size(pool, fixed):
     assert (shapes[0] != shapes[1]) is fixed
 
 
+@pytest.mark.slow
 def test_adaptive_pool_is_a_linear_map_of_the_mean(highest):
     """With the last norm's scale at zero, every pixel is silu(bias), and the logits follow from it alone."""
     model = replace(SMALL, pool="adaptive")

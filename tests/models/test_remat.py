@@ -64,6 +64,7 @@ def counted():
             for name, change in POLICIES.items()}  # fmt: skip
 
 
+@pytest.mark.slow
 def test_products_keeps_exactly_the_results_of_convolutions_and_dense_layers(counted):
     """Those that a derivative is asked for: not of conv_2, shortcut and out, after which there is only a sum.
 
@@ -78,6 +79,7 @@ def test_products_keeps_exactly_the_results_of_convolutions_and_dense_layers(cou
     assert nothing < 0.2 * everything and products < 0.3 * everything
 
 
+@pytest.mark.slow
 def test_products_computes_none_of_them_twice(counted):
     (_, everything), (_, nothing), (_, products) = (counted[name] for name in POLICIES)
     assert products["conv_general_dilated"] == everything["conv_general_dilated"] < nothing["conv_general_dilated"]

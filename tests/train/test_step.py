@@ -163,6 +163,7 @@ def test_a_step_is_its_definition():
     assert optimizer.init(before.params)[0] == after.opt_state[0]  # clipping has no state
 
 
+@pytest.mark.slow
 def test_a_hybrid_step_with_importance_is_its_definition():
     """What is minimized, what the log shows, what the sampler remembers, at the first step after the warm-up."""
     model, sampler = Small(2), timesteps.importance(SHORT, history=2)

@@ -1,0 +1,101 @@
+"""Learned samplers against every hand-made one of as many calls: errors to the teacher, and distance to real data.
+
+Run:       ddpm-jax learn-sampler runs/digits --num-steps 6                  (and 5, 8, 10)
+           python experiments/learned_samplers.py runs/digits OUT.json runs/digits/samplers/learned_*.json
+           with files of other runs: what transfers; with files of --num-pairs 8, 16, ...: how few suffice
+Needs:     minutes on a CPU: hundreds of hand-made samplers are run for each number of calls
+Expect:    Shaul et al. 2024 (arXiv:2403.01329): several dB more than the best hand-made solver at 5 to 10 calls
+Measured:  docs/learned_samplers.md
+
+Errors are on pairs of another seed than any that was learned from or watched: of each pair the root mean square over
+the pixels (of images in [-1, 1]), of the pairs the geometric mean and the root mean square. The best hand-made sampler
+is chosen on these same pairs, in its favour, for each measure. A file of another noise schedule is moved to the same
+noise levels. The Frechet distance is that of `ddpm-jax bench solvers`: of Gaussians fitted to real images and to
+samples in the space of the real images' first 64 principal components; no network judges.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from ddpm_jax import checkpoint, data, drawing, images
+from ddpm_jax.bench import frechet
+from ddpm_jax.learn import files
+from ddpm_jax.learn.command import TEACHER, TEACHER_GRID
+from ddpm_jax.learn.fit import Network, Pairs, draw, errors_of, pair_key
+from ddpm_jax.learn.start import HandMade, hand_made, ranked
+from ddpm_jax.samplers import Table
+from ddpm_jax.samplers.catalogue import make_table
+from ddpm_jax.schedules import Schedule
+from ddpm_jax.storage import write_atomically
+
+SEED, PAIRS, SAMPLES, BATCH, TEACHER_STEPS = 12345, 128, 1024, 64, 100
+SAMPLES_FROM = 2**30  # index of the first image that distances are measured on
+
+
+def real_images(workdir: Path) -> np.ndarray:
+    """At most SAMPLES images of the run's data, chosen at random."""
+    config = checkpoint.load_run(workdir).config.data
+    source = data.load(config.name, data_dir=config.dir, split=config.split, image_size=config.image_size)
+    return source.images(np.random.default_rng(0).permutation(len(source))[:SAMPLES])
+
+
+def load(name: str, schedule: Schedule) -> tuple[Table, bool]:
+    """The table of a file, and whether it had to be moved to this schedule's times."""
+    learned = files.load(Path(name))
+    try:
+        files.check_schedule(learned, schedule)
+    except ValueError:
+        return files.retimed(learned, schedule).table(), True
+    return learned.table(), False
+
+
+def main(run: str, out: str, *names: str) -> None:
+    """Evaluate the files; OUT.json is written anew after each."""
+    source, key = drawing.of_run(Path(run), print), pair_key(SEED)
+    network = Network(
+        lambda params: source.denoiser(source.model_fn(params)), (jax.device_put(source.params),), source.image_shape
+    )
+    teacher = make_table(TEACHER, source.schedule, TEACHER_STEPS, TEACHER_GRID)
+    pairs = Pairs(key, 0, draw(network, teacher, key, 0, PAIRS, BATCH))
+    real = real_images(Path(run))
+    axes = frechet.projection(real)
+
+    def distance(table: Table) -> float:
+        drawn = images.to_uint8(draw(network, table, key, SAMPLES_FROM, SAMPLES, BATCH))
+        return frechet.distance(frechet.flat(drawn) @ axes, frechet.flat(real) @ axes)
+
+    twice = make_table(TEACHER, source.schedule, 2 * TEACHER_STEPS, TEACHER_GRID)
+    exactness = errors_of(network, twice, pairs, BATCH)._asdict()
+    result: dict[str, Any] = {
+        "run": run,
+        "teacher": {"to_twice_the_calls": exactness, "frechet": distance(teacher)},
+        "samplers": [],
+    }
+    print(json.dumps(result["teacher"]), flush=True)
+    candidates: dict[int, list[HandMade]] = {}
+    for name in names:
+        table, moved = load(name, source.schedule)
+        n = table.num_calls
+        if n not in candidates:
+            candidates[n] = ranked(list(hand_made(source.schedule, n)), network, pairs)
+        found = errors_of(network, table, pairs, BATCH)
+        line: dict[str, Any] = {
+            "file": name, "num_calls": n, "moved": moved, "of_hand_made": len(candidates[n]),
+            "learned": found._asdict() | {"frechet": distance(table)},
+        }  # fmt: skip
+        for measure in found._fields:
+            best = min(candidates[n], key=lambda item: np.nan_to_num(getattr(item.errors, measure), nan=np.inf))
+            line[f"best_by_{measure}"] = best.errors._asdict() | {"name": best.name, "frechet": distance(best.table)}
+            line[f"ratio_of_{measure}"] = getattr(best.errors, measure) / getattr(found, measure)
+        result["samplers"].append(line)
+        write_atomically(Path(out), json.dumps(result, indent=1) + "\n")
+        print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,103 @@
+"""The fit: exact where the family holds the flow, its gradient that of the loss."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddpm_jax import samplers, schedules
+from ddpm_jax.learn import family, fit
+from ddpm_jax.samplers.catalogue import make_table
+from ddpm_jax.samplers.denoise import Denoised
+from tests.learn.common import Silent
+
+SCHEDULE = schedules.linear()
+TIMES = family.times_of(SCHEDULE)
+
+MEAN, STD = 0.3, 0.5
+
+
+def exact_gaussian(scale) -> samplers.Denoise:
+    """The exact x_0 of data ~ N(MEAN, STD^2), or a curved one: scale 0 leaves it, 1 adds a tanh."""
+
+    def denoise(x, row):
+        gain = row.alpha * STD**2 / (row.alpha**2 * STD**2 + row.sigma**2)
+        x_0 = MEAN + gain * (x - row.alpha * MEAN)
+        x_0 = x_0 + scale * jnp.tanh(3 * x_0)
+        return Denoised(x_0, (x - row.alpha * x_0) / row.sigma)
+
+    return denoise
+
+
+def network(scale):
+    return fit.Network(exact_gaussian, (jnp.float32(scale),), (2, 2, 1))
+
+
+def pairs_of(net, first, count, targets=None, seed=0):
+    key = fit.pair_key(seed)
+    teacher = make_table("unipc", SCHEDULE, 60, "karras")
+    return fit.Pairs(key, first, fit.draw(net, teacher, key, first, count, 8) if targets is None else targets)
+
+
+def fitted(scale, name, num_calls, num_updates, seed=0):
+    net = network(scale)
+    begin = family.numbers_of(make_table(name, SCHEDULE, num_calls, "trailing"), SCHEDULE)
+    training, held_out = pairs_of(net, 0, 32, seed=seed), pairs_of(net, fit.HELD_OUT, 16, seed=seed)
+    return fit.fit(net, TIMES, begin, training, held_out, num_updates=num_updates, batch_size=8, report=Silent())
+
+
+def test_one_call_is_exact_for_a_gaussian():
+    """The flow of a Gaussian is affine, and so is one call with two numbers free: what is learned is exact."""
+    found = fitted(0.0, "ddim", 1, 12)
+    assert found.held_out[0].rms > 0.2  # DDIM in one call makes every image the mean
+    assert found.held_out[-1].rms < 1e-3
+    x_T = jnp.linspace(-2, 2, 16, dtype=jnp.float32).reshape(4, 2, 2, 1)
+    table = family.table_of(jax.tree.map(jnp.asarray, found.numbers), TIMES)
+    x_0 = samplers.sample(exact_gaussian(jnp.float32(0)), table, jax.random.key(0), x_T.shape, x_T=x_T)
+    # The flow's end, in closed form, from the level of time T - 1.
+    alpha, sigma = np.sqrt(SCHEDULE.alphas_cumprod_float64[-1]), np.sqrt(SCHEDULE.one_minus_alphas_cumprod_float64[-1])
+    expected = MEAN + STD / np.sqrt(alpha**2 * STD**2 + sigma**2) * (np.asarray(x_T) - alpha * MEAN)
+    np.testing.assert_allclose(x_0, expected, atol=5e-3)
+
+
+def test_a_curved_flow_is_learned_better_than_it_began():
+    found = fitted(0.5, "unipc", 3, 12)
+    assert found.held_out[-1].geometric_mean < found.held_out[0].geometric_mean / 2.5
+    assert (np.diff([error.geometric_mean for error in found.held_out[:3]]) < 0).all()
+    table = family.table_of(jax.tree.map(jnp.asarray, found.numbers), TIMES)
+    assert (np.diff(np.asarray(table.rows.time)) < 0).all()
+
+
+def test_the_same_seed_is_the_same_table():
+    a, b, c = (fitted(0.5, "ddim", 2, 2, seed).numbers for seed in (0, 0, 1))
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+    assert (a.weights != c.weights).any()
+
+
+def test_the_normal_equations_hold_the_gradient_of_the_loss(highest):
+    """2 / (D P) J^T W r is the gradient of mean log(m + FLOOR^2), here by reverse mode through the scan."""
+    net = network(0.5)
+    begin = jax.tree.map(
+        lambda leaf: jnp.asarray(leaf, jnp.float32),
+        family.numbers_of(make_table("unipc", SCHEDULE, 3, "quad"), SCHEDULE),
+    )
+    flat, unravel = jax.flatten_util.ravel_pytree(begin)
+    training = pairs_of(net, 0, 16)
+    curvature, slope = fit._Program(net, TIMES, unravel, 8).normal_equations(np.asarray(flat), training)
+
+    def loss(numbers):
+        table = family.table_of(unravel(numbers), TIMES)
+        shape = training.targets.shape
+        x_0 = samplers.sample(exact_gaussian(jnp.float32(0.5)), table, training.key, shape)
+        return jnp.mean(jnp.log(jnp.mean((x_0 - training.targets) ** 2, axis=(1, 2, 3)) + fit.FLOOR**2))
+
+    gradient = jax.grad(loss)(flat)
+    np.testing.assert_allclose(2 / (4 * 16) * slope, gradient, rtol=2e-3, atol=1e-4 * np.abs(gradient).max())
+    np.testing.assert_allclose(curvature, curvature.T, rtol=1e-5, atol=1e-5 * curvature.max())
+    assert np.linalg.eigvalsh(curvature).min() > -1e-5 * np.linalg.eigvalsh(curvature).max()
+
+
+def test_errors_of_pairs():
+    found = fit.errors(np.array([1e-2, 1e-4]))
+    assert found.geometric_mean == pytest.approx(np.exp(0.25 * np.log((1e-2 + 1e-6) * (1e-4 + 1e-6))))
+    assert found.rms == pytest.approx(np.sqrt(0.00505))
