@@ -187,6 +187,7 @@ def test_importance_lowers_the_variance_of_a_steep_loss():
     assert spread["importance"] < 0.1 * spread["uniform"], spread
 
 
+@pytest.mark.slow
 def test_until_every_t_has_its_losses_t_is_uniform():
     t = jnp.tile(jnp.arange(8, dtype=jnp.int32), 10)[:-1]  # one loss is missing
     sampler = timesteps.importance(S)

@@ -124,6 +124,7 @@ def test_learning_that_does_not_help_writes_nothing(run, monkeypatch):
     assert not (run / "samplers" / "worse.json").exists()
 
 
+@pytest.mark.slow
 def test_it_begins_with_the_best_of_all(run):
     """Of every sampler on every grid by name, measured here again one by one."""
     report = Silent()

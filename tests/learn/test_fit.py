@@ -68,6 +68,7 @@ def test_a_curved_flow_is_learned_better_than_it_began():
     assert (np.diff(np.asarray(table.rows.time)) < 0).all()
 
 
+@pytest.mark.slow
 def test_the_same_seed_is_the_same_table():
     a, b, c = (fitted(0.5, "ddim", 2, 2, seed).numbers for seed in (0, 0, 1))
     jax.tree.map(np.testing.assert_array_equal, a, b)

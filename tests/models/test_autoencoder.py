@@ -95,6 +95,7 @@ def images():
     return jax.random.normal(jax.random.key(1), (2, 8, 8, 3), jnp.float32)
 
 
+@pytest.mark.slow
 def test_kl_reconstruction_is_decode_of_mode_or_sample(kl_params):
     apply = partial(KL.apply, {"params": kl_params})
     posterior = apply(images(), method="encode")

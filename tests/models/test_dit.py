@@ -49,6 +49,7 @@ def count(model, size, channels=4):
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
 
 
+@pytest.mark.slow
 def test_published_sizes():
     """Peebles and Xie 2022, table 4: 33, 130 (130.5), 458 and 675 million parameters for patch size 2.
 

@@ -98,6 +98,7 @@ def test_products_computes_none_of_them_twice(counted):
     ],
     ids=["spatial transformer", "joint attention", "classifier"],
 )
+@pytest.mark.slow
 def test_other_blocks_follow_the_policy(model, inputs):
     everything, nothing, products = (computed(replace(model, **change), inputs) for change in POLICIES.values())
     assert products["conv_general_dilated"] == everything["conv_general_dilated"] < nothing["conv_general_dilated"]

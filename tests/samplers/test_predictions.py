@@ -65,6 +65,7 @@ def runner(model_fn, objective, clip):
     return lambda table: np.asarray(go(padded(table), jnp.int32(table.num_calls)))
 
 
+@pytest.mark.slow
 def test_every_sampler_with_every_prediction(x64):
     """The same samples, where the network is called at timesteps; finite ones where a grid goes between them."""
     tables = {name: make_table(name, S, 9) for name in CATALOGUE if name not in LEARNED}
