@@ -173,7 +173,10 @@ def sample(argv: list[str]) -> None:
             bar.update(len(batch))
     pictures = np.concatenate(batches)
     out = arguments.out or (place if is_run else Path()) / default_name(arguments, source.sampler, is_run)
-    (loop.save_grid if out.suffix == ".png" else drawing.save_npz)(out, pictures)
+    if out.suffix == ".png":
+        loop.save_grid(out, pictures)
+    else:
+        drawing.save_npz(out, pictures)
     print(f"{n} images: {out}")
 
 

@@ -22,8 +22,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from ddpm_jax import checkpoint, data, drawing, images
+from ddpm_jax import drawing, images
 from ddpm_jax.bench import frechet
+from ddpm_jax.bench.solvers import SAMPLES, real_images
 from ddpm_jax.learn import files
 from ddpm_jax.learn.command import TEACHER, TEACHER_GRID
 from ddpm_jax.learn.fit import Network, Pairs, draw, errors_of, pair_key
@@ -33,15 +34,8 @@ from ddpm_jax.samplers.catalogue import make_table
 from ddpm_jax.schedules import Schedule
 from ddpm_jax.storage import write_atomically
 
-SEED, PAIRS, SAMPLES, BATCH, TEACHER_STEPS = 12345, 128, 1024, 64, 100
+SEED, PAIRS, BATCH, TEACHER_STEPS = 12345, 128, 64, 100
 SAMPLES_FROM = 2**30  # index of the first image that distances are measured on
-
-
-def real_images(workdir: Path) -> np.ndarray:
-    """At most SAMPLES images of the run's data, chosen at random."""
-    config = checkpoint.load_run(workdir).config.data
-    source = data.load(config.name, data_dir=config.dir, split=config.split, image_size=config.image_size)
-    return source.images(np.random.default_rng(0).permutation(len(source))[:SAMPLES])
 
 
 def load(name: str, schedule: Schedule) -> tuple[Table, bool]:

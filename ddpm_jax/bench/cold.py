@@ -40,7 +40,7 @@ def measure(settings: Settings, say: Say) -> list[Block]:
         jobs = {}
         for name, form in CONTESTANTS.items():
             if not settings.asked_for(name):
-                missing[name] = f"not asked for (--only {' '.join(settings.only)})"
+                missing[name] = settings.not_asked
                 continue
             if isinstance(there, str) and form.startswith("torch"):
                 missing[name] = there

@@ -76,8 +76,8 @@ def measure(settings: Settings, say: Say) -> list[Block]:
                     jax.block_until_ready(run(table))
                 rows.append([name, len(compiled), f"{time.perf_counter() - start:.1f}", f"{sum(compiled):.1f}"])
         else:
-            missing[name] = f"not asked for (--only {' '.join(settings.only)})"
-    found = in_pytorch(settings, params, tables, x_T, say) if settings.asked_for(NETWORK) else "not asked for (--only)"
+            missing[name] = settings.not_asked
+    found = in_pytorch(settings, params, tables, x_T, say) if settings.asked_for(NETWORK) else settings.not_asked
     if isinstance(found, str):
         missing[NETWORK] = found
     else:

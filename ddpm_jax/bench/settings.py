@@ -52,6 +52,11 @@ class Settings:
         """Whether a contestant is to be measured."""
         return not self.only or any(text in name for text in self.only)
 
+    @property
+    def not_asked(self) -> str:
+        """Why the others are missing."""
+        return f"not asked for (--only {' '.join(self.only)})"
+
 
 def compare(
     settings: Settings,
@@ -66,9 +71,7 @@ def compare(
     note: str = "",
 ) -> Comparison:
     """Warm the jobs that are asked for and take their times; those that cannot run are listed with what they said."""
-    left_out = {
-        name: f"not asked for (--only {' '.join(settings.only)})" for name in jobs if not settings.asked_for(name)
-    }
+    left_out = {name: settings.not_asked for name in jobs if not settings.asked_for(name)}
     running, failed = warmed({name: job for name, job in jobs.items() if name not in left_out})
     failed |= left_out
     seconds = interleaved(running, settings.rounds, seconds=settings.seconds)

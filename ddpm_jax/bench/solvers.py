@@ -1,6 +1,7 @@
 """Samplers on a trained network: how far they are from a many-step teacher, and from real images, by network calls."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -28,7 +29,7 @@ def measure(settings: Settings, say: Say) -> list[Block]:
     denoise = lambda params: source.denoiser(source.model_fn(params))
     run = samplers.Runner(denoise, shape, MOST_CALLS)
     params, key = jax.device_put(source.params), jax.random.key(0)
-    real = real_images(settings)
+    real = real_images(settings.workdir)
     axes = frechet.projection(real)
     score = lambda drawn: frechet.distance(frechet.flat(drawn) @ axes, frechet.flat(real) @ axes)
 
@@ -37,7 +38,7 @@ def measure(settings: Settings, say: Say) -> list[Block]:
         return np.concatenate(found)[:count]
 
     say(f"solvers: the teacher, {TEACHER} with {TEACHER_STEPS[1]} steps")
-    half, teacher = (taught(source, denoise, params, key, n) for n in TEACHER_STEPS)
+    half, teacher = (taught(source, denoise, params, key, n, PAIRS) for n in TEACHER_STEPS)
     errors: dict[str, list[list[float]]] = {}
     scores: dict[str, list[list[float]]] = {}
     missing, rows = {}, []
@@ -55,7 +56,7 @@ def measure(settings: Settings, say: Say) -> list[Block]:
                 errors.setdefault(name, []).append([table.num_calls, error])
             rows.append([name, num_steps, table.num_calls, "" if error is None else f"{error:.5f}", f"{found:.4f}"])
         say(f"solvers: {name}")
-    own = score(images.to_uint8(draw_many(source, denoise, params, key)))
+    own = score(images.to_uint8(taught(source, denoise, params, key, MANY, SAMPLES)))
     facts = [
         ["teacher", f"{TEACHER}, {TEACHER_STEPS[1]} steps"],
         [f"its difference from {TEACHER_STEPS[0]} steps", f"{rms(half, teacher):.6f}"],
@@ -86,20 +87,17 @@ def table_of(name: str, source: drawing.Source, num_steps: int) -> samplers.Tabl
 
 
 def taught(
-    source: drawing.Source, denoise: Callable[..., samplers.Denoise], params: Any, key: jax.Array, num_steps: int
+    source: drawing.Source,
+    denoise: Callable[..., samplers.Denoise],
+    params: Any,
+    key: jax.Array,
+    num_steps: int,
+    count: int,
 ) -> np.ndarray:
-    """[PAIRS, H, W, C] of the teacher: from the x_T that the samplers have too, image i being the same in any batch."""
-    table, shape = make_table(TEACHER, source.schedule, num_steps), (PAIRS, *source.image_shape)
-    return np.asarray(jax.jit(lambda params: samplers.sample(denoise(params), table, key, shape))(params))
-
-
-def draw_many(
-    source: drawing.Source, denoise: Callable[..., samplers.Denoise], params: Any, key: jax.Array
-) -> np.ndarray:
-    """[SAMPLES, H, W, C] by MANY steps, for the distance that more calls tend to."""
-    table, shape = make_table(TEACHER, source.schedule, MANY), (CHUNK, *source.image_shape)
+    """[count, H, W, C] of the teacher: from the x_T that the samplers have too, image i being the same in any batch."""
+    table, shape = make_table(TEACHER, source.schedule, num_steps), (CHUNK, *source.image_shape)
     draw = jax.jit(lambda params, first: samplers.sample(denoise(params), table, key, shape, first_index=first))
-    return np.concatenate([np.asarray(draw(params, np.uint32(first))) for first in range(0, SAMPLES, CHUNK)])
+    return np.concatenate([np.asarray(draw(params, np.uint32(first))) for first in range(0, count, CHUNK)])[:count]
 
 
 def rms(a: np.ndarray, b: np.ndarray) -> float:
@@ -113,10 +111,9 @@ def halves(real: np.ndarray, axes: np.ndarray) -> float:
     return frechet.distance(mixed[::2], mixed[1::2])
 
 
-def real_images(settings: Settings) -> np.ndarray:
-    """Those that the run was trained on, at most SAMPLES of them."""
-    assert settings.workdir is not None
-    config = checkpoint.load_run(settings.workdir).config.data
+def real_images(workdir: Path) -> np.ndarray:
+    """Those that the run was trained on, at most SAMPLES of them, chosen at random."""
+    config = checkpoint.load_run(workdir).config.data
     source = data.load(config.name, data_dir=config.dir, split=config.split, image_size=config.image_size)
     chosen = np.random.default_rng(0).permutation(len(source))[:SAMPLES]
     return source.images(chosen)

@@ -21,7 +21,7 @@ from ddpm_jax.train.config import MOST_SEED
 from ddpm_jax.train.fields import at_least
 
 FOLDER = "samplers"
-# Where the flow of the digits network ends to 0.001 of 1000 calls, in 100: docs/learned_samplers.md.
+# How near 100 of its calls are to more of them: docs/learned_samplers.md.
 TEACHER, TEACHER_GRID = "unipc", "karras"
 
 
@@ -63,8 +63,8 @@ def run(arguments: LearnArguments, report: Report) -> tuple[Path, Errors, Errors
     _check(arguments)
     name = arguments.name or f"learned_{arguments.num_steps}"
     path = arguments.workdir / FOLDER / f"{name}.json"
-    source = drawing.of_run(arguments.workdir, report.say)
     files.refuse_existing(path)
+    source = drawing.of_run(arguments.workdir, report.say)
     schedule = source.schedule
     teacher = make_table(TEACHER, schedule, arguments.teacher_steps, TEACHER_GRID)
     make_denoise = lambda params: source.denoiser(source.model_fn(params))

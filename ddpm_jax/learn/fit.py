@@ -84,6 +84,11 @@ def errors(mean_squares: np.ndarray) -> Errors:
     return Errors(float(np.exp(_loss(m) / 2)), float(np.sqrt(m.mean())))
 
 
+def errors_between(images: np.ndarray, targets: np.ndarray) -> Errors:
+    """Of images [P, ...] from the teacher's."""
+    return errors(np.mean(np.square(images - targets, dtype=np.float64), axis=tuple(range(1, images.ndim))))
+
+
 def _loss(mean_squares: np.ndarray) -> float:
     return float(np.log(np.asarray(mean_squares, np.float64) + FLOOR**2).mean())
 
@@ -121,7 +126,7 @@ def draw(
 def errors_of(network: Network, table: Table, pairs: Pairs, batch_size: int) -> Errors:
     """Of any table."""
     images = draw(network, table, pairs.key, pairs.first_index, len(pairs.targets), batch_size)
-    return errors(np.mean(np.square(images - pairs.targets, dtype=np.float64), axis=tuple(range(1, images.ndim))))
+    return errors_between(images, pairs.targets)
 
 
 def fit(

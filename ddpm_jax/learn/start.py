@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ddpm_jax.learn.fit import Errors, Network, Pairs, errors
+from ddpm_jax.learn.fit import Errors, Network, Pairs, errors_between
 from ddpm_jax.samplers import Runner, Table
 from ddpm_jax.samplers.catalogue import CATALOGUE, GRIDS, make_table
 from ddpm_jax.schedules import Schedule
@@ -51,7 +51,5 @@ def ranked(candidates: list[HandMade], network: Network, pairs: Pairs) -> list[H
     found = []
     for item in candidates:
         images = np.asarray(runner(item.table, pairs.key, *network.data, first_index=pairs.first_index))
-        found.append(
-            item._replace(errors=errors(np.mean(np.square(images - pairs.targets, dtype=np.float64), (1, 2, 3))))
-        )
+        found.append(item._replace(errors=errors_between(images, pairs.targets)))
     return sorted(found, key=lambda item: np.nan_to_num(item.errors.geometric_mean, nan=np.inf))
