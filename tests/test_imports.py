@@ -55,7 +55,7 @@ ALLOWED = {
     "plan": {"names", "data", "samplers", "train", "plan"},
     "parity": {
         *("names", "schedules", "process", "processes", "objectives", "samplers", "models", "interop", "train"),
-        *("checkpoint", "storage", "report", "parity"),
+        *("checkpoint", "storage", "report", "edm", "weightings", "guidance", "evaluate", "parity"),
     },
     "bench": {
         *("names", "images", "schedules", "samplers", "models", "interop", "train", "data", "checkpoint", "drawing"),

@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from ddpm_jax.parity import (
     recorded,
     results,
     schedulers,
+    search,
     tables,
     theirs,
     training,
@@ -68,12 +71,12 @@ def test_the_fewest_conventions_win_and_impossible_setups_are_passed_over():
             raise ValueError("cannot be")
         return 0.0 if setup.last == "first" and setup.clip == 1.0 else 1.0
 
-    found = conventions.explain(ddim(), difference, 1e-4)
+    found = search.explain(ddim(), conventions.CONVENTIONS, difference, 1e-4)
     assert found is not None and set(found.names) == {
         "R2 clip_sample=True", "T4 set_alpha_to_one=False, or final_sigmas_type='sigma_min'"
     }  # fmt: skip
-    assert conventions.explain(ddim(), difference, 1e-4, largest=1) is None
-    one = conventions.explain(ddim(clip=1.0), difference, 1e-4)
+    assert search.explain(ddim(), conventions.CONVENTIONS, difference, 1e-4, largest=1) is None
+    one = search.explain(ddim(clip=1.0), conventions.CONVENTIONS, difference, 1e-4)
     assert one is not None and one.names == ("T4 set_alpha_to_one=False, or final_sigmas_type='sigma_min'",)
 
 
@@ -161,9 +164,6 @@ def test_no_sampler_class_or_schedule_is_left_out():
 def test_no_recording_is_left_out(shared_golden):
     files = {path.stem for path in (shared_golden / "networks").glob("*.safetensors")}
     assert files == set(recorded.NETWORKS)
-    found = {path.stem for path in (shared_golden / "openai").glob("loop_*.npz")}
-    listed = {name.split("/")[1] for name in loops.LOOPS if name.startswith("openai")}
-    assert listed < found and f"({len(found - listed)})" in next(iter(loops.ELSEWHERE))
     assert {path.stem for path in (shared_golden / "training").glob("*.npz")} == set(training.RUNS)
 
 
@@ -228,12 +228,17 @@ def test_recorded_training_runs(name, shared_golden):
 
 
 def test_files_hold_what_was_said(libraries, tmp_path, capsys):
-    names = [f"--json={tmp_path / 'a.json'}", f"--html={tmp_path / 'a.html'}"]
+    names = [f"--{kind}={tmp_path / 'a'}.{kind}" for kind in ("json", "html", "markdown")]
     cli.main(["parity", "--only", "schedules", *names])
     said, facts, page = capsys.readouterr().out, json.loads((tmp_path / "a.json").read_text()), (tmp_path / "a.html")
-    rows = facts["results"]
+    rows, table = facts["results"], (tmp_path / "a.markdown").read_text()
     assert {"date", "machine", "versions"} <= facts.keys() and facts["versions"]["diffusers"] in said
     assert all(row["item"] in said and row["item"] in page.read_text() for row in rows)
+    lines = [re.split(r"(?<!\\) \| ", line.strip("| ")) for line in table.splitlines() if line.startswith("|")]
+    assert len(lines) == len(rows) + 2 and {len(line) for line in lines} == {6}
+    assert [line[0] for line in lines[2:]] == [row["item"].replace("|", "\\|") for row in rows]
+    counts = command.summary([results.Result(**row) for row in rows])
+    assert counts in table and counts in said and f"    {facts['command']}\n" in table and facts["date"] in table
     assert {row["verdict"] for row in rows} == {"same", "explained", "not compared"}
     waits = [row for row in rows if "needs --golden" in row["note"]]
     assert {row["item"] for row in waits} == {"linear_rescaled", "const", "jsd", "warmup", "sqrt"}
@@ -290,6 +295,29 @@ def test_a_folder_of_a_user(libraries, tmp_path):
     assert network.verdict == scheduler.verdict == together.verdict == "same", (network, scheduler, together)
     assert paper.verdict == "explained" and "T4 set_alpha_to_one=False" in paper.note and paper.item.startswith("ddim")
     assert all(line.group == "against" for line in (network, scheduler, paper, together))
+
+
+def test_the_command_is_told_without_places(monkeypatch, tmp_path):
+    monkeypatch.setenv("XLA_FLAGS", "--flag=1 ")
+    told = command.command_of(command.ParityArguments(golden=tmp_path, only=("losses", "guidance"), json=tmp_path))
+    assert told == "XLA_FLAGS='--flag=1' ddpm-jax parity --only losses guidance --golden GOLDEN"
+    monkeypatch.delenv("XLA_FLAGS")
+    assert command.command_of(command.ParityArguments(against=tmp_path)) == "ddpm-jax parity --against FOLDER"
+
+
+def test_the_documents_have_the_counts_of_the_table():
+    root = Path(__file__).parent.parent
+    table = (root / "docs" / "parity_table.md").read_text()
+    rows = [line for line in table.splitlines() if line.startswith("|")]
+    verdicts = [row.split(" | ")[-1].strip("| ").split(":")[0] for row in rows]
+    kinds = {kind: verdicts.count(kind) for kind in ("same", "explained", "different", "not compared")}
+    total = sum(kinds.values())
+    assert f"{total} items: " + ", ".join(f"{count} {kind}" for kind, count in kinds.items()) in table
+    assert total == len(rows) - 2 * verdicts.count("---") and kinds["different"] == 0
+    readme = " ".join((root / "README.md").read_text().split())
+    assert (
+        f"{total} items, {kinds['same']} the same, {kinds['explained']} explained, {kinds['not compared']} " in readme
+    )
 
 
 def test_summary_and_line():

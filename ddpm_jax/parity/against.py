@@ -12,9 +12,10 @@ import numpy as np
 from ddpm_jax import interop
 from ddpm_jax.interop import Loaded
 from ddpm_jax.interop.load_diffusers import PARTS, read_json
-from ddpm_jax.parity import networks, samplers, schedulers
+from ddpm_jax.parity import configs, networks, samplers, schedulers
 from ddpm_jax.parity.ours import Setup
 from ddpm_jax.parity.results import Result, compared, not_compared, relative, without_steps
+from ddpm_jax.parity.search import explained
 from ddpm_jax.parity.theirs import Libraries, nchw, nhwc
 from ddpm_jax.parity.theirs import calls as their_calls
 from ddpm_jax.samplers import dpm_grids, grids, sigma_grids
@@ -52,7 +53,7 @@ def compare(libraries: Libraries, folder: Path, num_steps: int = NUM_STEPS) -> I
     """
     loaded = interop.load(folder)
     net = _network(libraries, folder)
-    yield _network_line(libraries, loaded, net)
+    yield compare_network(libraries, loaded, net)
     config = dict(loaded.scheduler_config or {})
     name = config.pop("_class_name")
     settings = {key: value for key, value in config.items() if not key.startswith("_")}
@@ -83,16 +84,27 @@ def _ours(loaded: Loaded, given: Mapping[str, np.ndarray]) -> Any:
     return loaded.model_fn(**{key: jnp.asarray(value, kinds[key]) for key, value in given.items()})
 
 
-def _network_line(libraries: Libraries, loaded: Loaded, net: Any) -> Result:
+def compare_network(libraries: Libraries, loaded: Loaded, net: Any) -> Result:
+    """What was read of the folder beside the network itself; of a difference, the settings that would be right."""
     x = np.random.default_rng(0).standard_normal((2, *loaded.image_shape)).astype(np.float32)
     t, given = np.array([3.0, loaded.schedule.num_timesteps * 0.77 // 1], np.float32), _inputs(net, 2)
     with libraries.torch.no_grad():
         theirs = nhwc(networks.their_output(libraries, net, nchw(libraries.torch, x), t, given))
-    with jax.default_matmul_precision("highest"):
-        ours = np.asarray(jax.jit(_ours(loaded, given))(jnp.asarray(x), jnp.asarray(t)))
+
+    def difference(loaded: Loaded) -> float:
+        with jax.default_matmul_precision("highest"):
+            return relative(np.asarray(jax.jit(_ours(loaded, given))(jnp.asarray(x), jnp.asarray(t))), theirs)
+
+    def changed(config: configs.Config) -> Loaded:
+        from_config, to_params, _ = networks.OURS[type(net).__name__]
+        params = to_params(networks.weights(net), config)
+        return dataclasses.replace(loaded, config=config, model=from_config(config), params=params)
+
     size = sum(parameter.numel() for parameter in net.parameters())
-    found = without_steps(relative(ours, theirs), TOLERANCE)
-    return compared(GROUP, "network, 2 images", f"{type(net).__name__}, {size:,} parameters", found, TOLERANCE)
+    found = without_steps(difference(loaded), TOLERANCE)
+    result = compared(GROUP, "network, 2 images", f"{type(net).__name__}, {size:,} parameters", found, TOLERANCE)
+    config = {**net.config, **loaded.config}  # with the defaults of what its file does not say
+    return explained(result, config, configs.CONVENTIONS, lambda config: difference(changed(config)))
 
 
 def papers_setup(name: str, schedule: Schedule, prediction: Any, num_steps: int) -> Setup:

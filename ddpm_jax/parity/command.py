@@ -1,10 +1,11 @@
-"""The command `parity`: what is installed and what was recorded in, a table, JSON and a page out."""
+"""The command `parity`: what is installed and what was recorded in; a table, JSON, Markdown and a page out."""
 
 import dataclasses
 import datetime
 import json
 import os
 import platform
+import time
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -14,7 +15,20 @@ import tyro
 
 from ddpm_jax import processes, report
 from ddpm_jax.names import choose
-from ddpm_jax.parity import against, loops, networks, samplers, schedulers, tables, theirs, training
+from ddpm_jax.parity import (
+    against,
+    guidance,
+    loops,
+    losses,
+    networks,
+    posteriors,
+    samplers,
+    schedulers,
+    tables,
+    theirs,
+    training,
+    unread,
+)
 from ddpm_jax.parity.results import Result
 from ddpm_jax.parity.theirs import Libraries
 from ddpm_jax.storage import write_atomically
@@ -22,12 +36,17 @@ from ddpm_jax.storage import write_atomically
 # Name: (libraries, folder of recordings or None) -> results, in the order of the report.
 GROUPS: dict[str, Callable[[Libraries, Path | None], Iterator[Result]]] = {
     "schedules": tables.compare_schedules,
-    "processes": tables.compare_processes,
+    "processes": lambda libraries, golden: chain(
+        tables.compare_processes(libraries, golden), posteriors.compare(golden)
+    ),
     "samplers": lambda libraries, golden: chain(
         samplers.compare(libraries), schedulers.compare(libraries), loops.compare(golden)
     ),
+    "guidance": guidance.compare,
     "networks": networks.compare,
+    "losses": losses.compare,
     "training": training.compare,
+    "recordings": lambda libraries, golden: unread.compare(golden),
 }
 HEADER = ("item", "against", "max relative difference", "tolerance", "first differing step", "verdict")
 
@@ -39,11 +58,13 @@ class ParityArguments:
     golden: Path | None = None
     """A folder of recordings, for what the installed packages have no class for."""
     only: tuple[str, ...] = ()
-    """Some of schedules, processes, samplers, networks, training; all by default."""
+    """Some of schedules, processes, samplers, guidance, networks, losses, training, recordings; all by default."""
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Where to write all of it as JSON."""
     html: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Where to write all of it as a page."""
+    markdown: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """Where to write all of it as tables of Markdown."""
 
 
 def run(arguments: ParityArguments, say: Callable[[str], None]) -> None:
@@ -57,14 +78,14 @@ def run(arguments: ParityArguments, say: Callable[[str], None]) -> None:
     groups = {name: choose("group of parity", name, GROUPS) for name in arguments.only or GROUPS}
     if arguments.against is not None and (arguments.only or arguments.golden):
         raise ValueError("--against compares one folder: --only and --golden belong to the whole report")
-    for path in (arguments.json, arguments.html):
+    for path in (arguments.json, arguments.html, arguments.markdown):
         if path is not None and path.exists():
             raise ValueError(f"{path} exists already: remove it, or name another file")
     for folder in (arguments.golden, arguments.against):
         if folder is not None and not folder.is_dir():
             raise FileNotFoundError(f"no folder {folder}")
-    libraries = theirs.libraries()
-    facts = machine()
+    libraries, began = theirs.libraries(), time.perf_counter()
+    facts: dict[str, Any] = {"command": command_of(arguments)} | machine()
     say(", ".join(f"{name} {value}" for name, value in facts["versions"].items()))
     found = {name: compare(libraries, arguments.golden) for name, compare in groups.items()}
     if arguments.against is not None:
@@ -76,9 +97,20 @@ def run(arguments: ParityArguments, say: Callable[[str], None]) -> None:
             results.append(result)
             say(line(result))
     say("\n" + summary(results))
+    facts["seconds"] = round(time.perf_counter() - began)
     write(arguments, facts, results, say)
     if any(result.verdict == "different" for result in results):
         processes.leave(1)
+
+
+def command_of(arguments: ParityArguments) -> str:
+    """The command that makes these results anywhere: folders by what they are, not by where they were."""
+    flags = os.environ.get("XLA_FLAGS", "").strip()
+    parts = [f"XLA_FLAGS='{flags}'"] if flags else []
+    parts += ["ddpm-jax parity", *(["--only", *arguments.only] if arguments.only else [])]
+    parts += ["--golden GOLDEN"] if arguments.golden is not None else []
+    parts += ["--against FOLDER"] if arguments.against is not None else []
+    return " ".join(parts)
 
 
 def machine() -> dict[str, Any]:
@@ -119,16 +151,38 @@ def write(arguments: ParityArguments, facts: dict[str, Any], results: list[Resul
         rows = [{name: known(value) for name, value in dataclasses.asdict(result).items()} for result in results]
         write_atomically(arguments.json, json.dumps(facts | {"results": rows}, indent=2, allow_nan=False) + "\n")
         say(f"JSON: {arguments.json}")
-    if arguments.html is not None:
-        write_atomically(arguments.html, page(facts, results))
-        say(f"page: {arguments.html}")
+    for kind, path, text in (("page", arguments.html, page), ("Markdown", arguments.markdown, markdown)):
+        if path is not None:
+            write_atomically(path, text(facts, results))
+            say(f"{kind}: {path}")
+
+
+def described(facts: dict[str, Any]) -> list[str]:
+    """What was run, when, on what, for how long."""
+    versions = ", ".join(f"{name} {value}" for name, value in facts["versions"].items())
+    return [facts["command"], f"{facts['date']}, {facts['machine']}, {facts['seconds']} s", versions]
+
+
+def by_group(results: list[Result]) -> Iterator[tuple[str, list[list[str]]]]:
+    """Groups in the order of the report, and their cells."""
+    for group in dict.fromkeys(result.group for result in results):
+        yield group, [cells(result) for result in results if result.group == group]
+
+
+def markdown(facts: dict[str, Any], results: list[Result]) -> str:
+    """The report as Markdown: what was run, the counts, a table for every group."""
+    row = lambda cells: "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    command, *rest = described(facts)
+    parts = ["# Parity with PyTorch: every item", "Written by this command:", f"    {command}", *rest, summary(results)]
+    for group, rows in by_group(results):
+        table = [row(HEADER), row(["---"] * len(HEADER)), *map(row, rows)]
+        parts += [f"## {group}", "\n".join(table)]
+    return "\n\n".join(parts) + "\n"
 
 
 def page(facts: dict[str, Any], results: list[Result]) -> str:
     """The report as one HTML page: a table for every group."""
-    description = "\n".join(f"{name} {value}" for name, value in facts["versions"].items())
-    parts = [report.code(f"{facts['date']}\n{facts['machine']}\n{description}"), report.paragraph(summary(results))]
-    for group in dict.fromkeys(result.group for result in results):
-        rows = [cells(result) for result in results if result.group == group]
+    parts = [report.code("\n".join(described(facts))), report.paragraph(summary(results))]
+    for group, rows in by_group(results):
         parts += [report.heading(group), report.table(HEADER, rows)]
     return report.page("Parity with PyTorch", parts)

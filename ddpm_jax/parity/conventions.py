@@ -1,18 +1,17 @@
-"""The conventions in which implementations differ, by name, and the search for those that explain a difference.
+"""The conventions in which samplers differ, by name: functions Setup -> Setup as `search` takes them.
 
-Each is a function Setup -> Setup that changes one thing of our side, or returns None where nothing changes. The
-letters are those of the parity checklist: S schedules, R the reverse step, T timesteps, H high-order solvers.
+The letters are those of the parity checklist: S schedules, R the reverse step, T timesteps, H high-order solvers.
 """
 
 import dataclasses
-import itertools
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
 from ddpm_jax import schedules
 from ddpm_jax.parity.ours import On, Setup
+from ddpm_jax.parity.search import having
 from ddpm_jax.samplers import dpm_grids, grids, sigma_grids
 from ddpm_jax.samplers.catalogue import Spread
 from ddpm_jax.samplers.deis import deis
@@ -27,22 +26,12 @@ from ddpm_jax.schedules import Schedule
 Convention = Callable[[Setup], Setup | None]
 
 
-def _with(**fields: Any) -> Convention:
-    """The setup with these fields, where it has others."""
-
-    def change(setup: Setup) -> Setup | None:
-        if all(getattr(setup, name) == value for name, value in fields.items()):
-            return None
-        return dataclasses.replace(setup, **fields)
-
-    return change
-
-
 def _scheduled(rebuild: Callable[[Schedule], Schedule]) -> Convention:
     return lambda setup: dataclasses.replace(setup, schedule=rebuild(setup.schedule))
 
 
-def _in_float32(schedule: Schedule) -> Schedule:
+def in_float32(schedule: Schedule) -> Schedule:
+    """The schedule whose alphas_cumprod are float32 numbers."""
     keep = np.cumprod(1 - schedule.betas_float64.astype(np.float32), dtype=np.float64).astype(np.float32)
     keep = keep.astype(np.float64)
     return schedules.from_betas(1 - keep / np.append(1, keep[:-1]))
@@ -108,24 +97,24 @@ SPACINGS: dict[str, Spread] = {
     "H6 use_beta_sigmas": sigma_grids.beta,
 }
 CONVENTIONS: dict[str, Convention] = {
-    "S5 schedule in float32": _scheduled(_in_float32),
+    "S5 schedule in float32": _scheduled(in_float32),
     "S2 beta_schedule='scaled_linear'": _scheduled(_ends(schedules.quad)),
     "S2 beta_schedule='linear'": _scheduled(_ends(schedules.linear)),
     "S4 beta_schedule='squaredcos_cap_v2'": _scheduled(lambda schedule: schedules.cosine(schedule.num_timesteps)),
-    "prediction_type='epsilon'": _with(prediction="eps"),
-    "prediction_type='v_prediction'": _with(prediction="v"),
-    "prediction_type='sample'": _with(prediction="x_0"),
-    "R2 clip_sample=False": _with(clip=None),
-    "R2 clip_sample=True": _with(clip=1.0),
+    "prediction_type='epsilon'": having(prediction="eps"),
+    "prediction_type='v_prediction'": having(prediction="v"),
+    "prediction_type='sample'": having(prediction="x_0"),
+    "R2 clip_sample=False": having(clip=None),
+    "R2 clip_sample=True": having(clip=1.0),
     "T5 eps not re-derived after clipping": _raw_eps,
-    **{name: _with(spread=spread) for name, spread in SPACINGS.items()},
-    "T1 steps_offset=1": _with(offset=1),
-    "T1 steps_offset=0": _with(offset=0),
-    "T3 steps from t to t - T // N": _with(stride="T // N"),
-    "T4 set_alpha_to_one=False, or final_sigmas_type='sigma_min'": _with(last="first"),
-    "T4 set_alpha_to_one=True, or final_sigmas_type='zero'": _with(last="clean"),
-    "H6 times told as whole numbers": _with(times="rounded"),
-    "H7 start of standard deviation sigma": _with(start="sigma"),
+    **{name: having(spread=spread) for name, spread in SPACINGS.items()},
+    "T1 steps_offset=1": having(offset=1),
+    "T1 steps_offset=0": having(offset=0),
+    "T3 steps from t to t - T // N": having(stride="T // N"),
+    "T4 set_alpha_to_one=False, or final_sigmas_type='sigma_min'": having(last="first"),
+    "T4 set_alpha_to_one=True, or final_sigmas_type='zero'": having(last="clean"),
+    "H6 times told as whole numbers": having(times="rounded"),
+    "H7 start of standard deviation sigma": having(start="sigma"),
     "R3 variance_type='fixed_small'": _other_sampler({"ddpm": "ddpm_small"}),
     "R3 variance_type='fixed_large'": _other_sampler({"ddpm_small": "ddpm"}),
     "T6 eta=1": _other_sampler({"ddim": "ddim_eta1"}),
@@ -160,47 +149,3 @@ CONVENTIONS: dict[str, Convention] = {
     "H3 third order of diffusers' SDE": _form({SDE3: _of(dpm_solver, order=3, eta=1.0, third_order="diffusers_sde")}),
     "H5 solver_type='bh1'": _form({"unipc": _of(unipc, variant="bh1"), "unipc_3": _of(unipc, order=3, variant="bh1")}),
 }
-
-
-class Explanation(NamedTuple):
-    """The conventions under which both sides agree, and how well."""
-
-    names: tuple[str, ...]
-    difference: float
-
-
-def combinations(setup: Setup, largest: int) -> Iterator[tuple[tuple[str, ...], Setup]]:
-    """Every setup that up to `largest` conventions make of this one, few before many."""
-    for size in range(1, largest + 1):
-        for names in itertools.combinations(CONVENTIONS, size):
-            changed: Setup | None = setup
-            for name in names:
-                changed = CONVENTIONS[name](changed)
-                if changed is None:
-                    break
-            if changed is not None:
-                yield names, changed
-
-
-def explain(
-    setup: Setup, difference: Callable[[Setup], float], tolerance: float, largest: int = 2
-) -> Explanation | None:
-    """The fewest conventions with which difference(changed setup) <= tolerance; of equally few, the closest.
-
-    Args:
-      setup: ours, which differs.
-      difference: of a setup from theirs; ValueError where a setup cannot be.
-      tolerance: relative.
-      largest: how many conventions at once.
-    """
-    best: Explanation | None = None
-    for names, changed in combinations(setup, largest):
-        if best is not None and len(names) > len(best.names):
-            break
-        try:
-            found = difference(changed)
-        except ValueError:
-            continue  # a convention that this sampler or grid cannot have
-        if found <= tolerance and (best is None or found < best.difference):
-            best = Explanation(names, found)
-    return best

@@ -6,21 +6,41 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax import schedules
 from ddpm_jax.parity import mixture
 from ddpm_jax.parity.mixture import Answer, Components
 from ddpm_jax.parity.ours import calls
-from ddpm_jax.parity.results import Result, along, compared, not_compared
+from ddpm_jax.parity.results import Difference, Result, along, compared, not_compared
 from ddpm_jax.parity.tables import load
-from ddpm_jax.samplers import clipped, ddim, ddpm, denoiser, fastdpm, grids, plms
+from ddpm_jax.samplers import (
+    clipped,
+    ddim,
+    ddim_inverse,
+    ddpm,
+    denoiser,
+    fastdpm,
+    grids,
+    mean_denoiser,
+    plms,
+    projected,
+)  # fmt: skip
 from ddpm_jax.samplers.configs.common import Preset
+from ddpm_jax.samplers.denoise import Denoise
 from ddpm_jax.samplers.table import Table
 
 GROUP = "samplers"
 TOLERANCE = 1e-4
 Arrays = Mapping[str, np.ndarray]
+Clip = Callable[[Denoise], Denoise]
+OUTPUTS: dict[str, Any] = {"EPSILON": "eps", "START_X": "x_0", "PREVIOUS_X": "x_prev"}
+OPENAI_SCHEDULES = {
+    "linear": schedules.linear_rescaled,
+    "cosine": schedules.cosine,
+    "squaredcos_cap_v2": schedules.cosine,
+}
 
 
 class Loop(NamedTuple):
@@ -82,33 +102,74 @@ def _latent_diffusion(name: str, arrays: Arrays, meta: Any) -> Loop:
     return Loop(_unclipped(table), guided, arrays["x_init"], arrays["noise"], expected)
 
 
-def _openai(name: str, arrays: Arrays, meta: Any) -> Loop:
-    named = {"linear": schedules.linear_rescaled, "cosine": schedules.cosine, "squaredcos_cap_v2": schedules.cosine}
-    grid = grids.sections(named[meta["schedule"]](meta["T"]), meta["section_counts"])
-    law = meta["model_var_type"].lower()
-    table = ddpm(grid, variance=law) if meta["eta"] is None else ddim(grid, eta=meta["eta"])
-    output: Any = {"EPSILON": "eps", "START_X": "x_0"}[meta["model_mean_type"]]
+def _affine(arrays: Arrays) -> Answer:
+    """M x + u t / 1000 + b per channel; the rows of a variance head are left out."""
+    m, u, b = (arrays[part][: arrays["x_init"].shape[1]].astype(np.float64) for part in "Mub")
+    column = lambda vector: vector.reshape(1, -1, 1, 1)
+    return lambda x, time: np.einsum("oc,nchw->nohw", m, x) + column(u) * time / 1000 + column(b)
+
+
+def openai_answer(arrays: Arrays, meta: Any) -> Answer:
+    """The recorded network, told times of the schedule; a variance follows along the last axis."""
     rescaled = 1000 / meta["T"] if meta["rescale_timesteps"] else 1.0
-    answer = _mixture(arrays, output, meta["time_scale"])
-    learned: Any = law if law.startswith("learned") else "fixed"
+    affine = "M" in arrays
+    answer = _affine(arrays) if affine else _mixture(arrays, OUTPUTS[meta["model_mean_type"]], meta["time_scale"])
 
     def told(x: np.ndarray, time: float) -> np.ndarray:
         found = answer(x, time * rescaled)
-        if learned == "fixed":
+        if not meta["model_var_type"].startswith("LEARNED"):
             return found
         head = meta["va"] * np.tanh(meta["vg"] * x) + meta["vt"] * (time * rescaled / 1000 - 0.5) + meta["vb"]
         return np.concatenate([found, head], axis=-1)
 
+    return told
+
+
+def _openai_table(meta: Any) -> Table:
+    grid = grids.sections(OPENAI_SCHEDULES[meta["schedule"]](meta["T"]), meta["section_counts"])
+    if "reverse" in meta["function"]:
+        return ddim_inverse(grid, told="now")
+    return ddpm(grid, variance=meta["model_var_type"].lower()) if meta["eta"] is None else ddim(grid, eta=meta["eta"])
+
+
+def openai(
+    name: str,
+    arrays: Arrays,
+    meta: Any,
+    guide: Callable[[Denoise, Clip], Denoise] = lambda denoise, clip: clip(denoise),
+) -> Loop:
+    """A loop of OpenAI's code.
+
+    Args:
+      name: of the recording.
+      arrays, meta: the recording.
+      guide: a denoiser, and what clips one as the recorded loop did -> the one that samples.
+
+    Raises:
+      ValueError: a denoised_fn that is not known here.
+    """
+    del name
+    learned: Any = meta["model_var_type"].lower() if meta["model_var_type"].startswith("LEARNED") else "fixed"
+    if meta.get("denoised_fn") not in (None, "0.9*tanh(x)"):
+        raise ValueError(f"unknown denoised_fn of the recording: {meta['denoised_fn']!r} (known: '0.9*tanh(x)')")
+
     def wrap(model_fn: Any) -> Any:
-        denoise = denoiser(model_fn, output, variance=learned)
-        return clipped(denoise, 1.0) if meta["clip_denoised"] else denoise
+        if meta["model_mean_type"] == "PREVIOUS_X":  # the mean is the output itself: clipping leaves it
+            return mean_denoiser(model_fn)
+        denoise = denoiser(model_fn, OUTPUTS[meta["model_mean_type"]], variance=learned)
+        if meta.get("denoised_fn") is not None:
+            denoise = projected(denoise, lambda x_0: 0.9 * jnp.tanh(x_0))
+        return guide(
+            denoise, (lambda denoise: clipped(denoise, 1.0)) if meta["clip_denoised"] else lambda denoise: denoise
+        )
 
     noise = arrays["noise"] if len(arrays["noise"]) else np.zeros_like(arrays["samples"])
-    return Loop(Preset(table, wrap), told, arrays["x_init"], noise, arrays["samples"])
+    preset = Preset(_openai_table(meta), wrap)
+    return Loop(preset, openai_answer(arrays, meta), arrays["x_init"], noise, arrays["samples"])
 
 
 READERS: dict[str, Callable[[str, Arrays, Any], Loop]] = {
-    "fastdpm_": _fastdpm, "ddim_": _ddim_repository, "ldm_": _latent_diffusion, "loop_": _openai,
+    "fastdpm_": _fastdpm, "ddim_": _ddim_repository, "ldm_": _latent_diffusion, "loop_": openai,
 }  # fmt: skip
 LOOPS = (
     *(f"other/fastdpm_{name}" for name in ("step_lin20_k0", "step_quad10_k05", "var_lin20_k0", "var_quad20_k1")),
@@ -119,11 +180,15 @@ LOOPS = (
     *(f"openai/loop_{name}" for name in ("d_p_sections_x0", "e_p_cosine200_learned_rescaled", "i_ddim20_eta0")),
     *(f"openai/loop_{name}" for name in ("j_ddim20_eta05", "k_ddim25_eta1_range", "l_ddim50_x0_noclip")),
     *(f"openai/loop_{name}" for name in ("m_ddim10_rescaled", "t_glide_fast27_p", "u_glide_ddim10")),
+    *(f"openai/loop_{name}" for name in ("f_p_affine_xprev", "g_p_affine_eps_clip", "h_p_full30_denoised_fn")),
+    *(f"openai/loop_{name}" for name in ("n_reverse20", "o_reverse50_clip")),
 )
 ELSEWHERE = {
-    "recorded OpenAI loops of means, denoised_fn, cond_fn, reversed (9)": "tests/samplers/test_openai_loops.py",
-    "recorded inpainting of latent-diffusion (1)": "tests/samplers/test_other_loops.py",
-    "recorded samplers of EDM (5)": "tests/samplers/test_sigma.py",
+    "other/ldm_ddim20_inpaint": "tests/samplers/test_other_loops.py",
+    **{
+        f"other/edm_{name}": "tests/samplers/test_sigma.py"
+        for name in ("abl_euler_vp", "abl_heun_iddpm", "abl_heun_ve", "heun10_churn", "heun18")
+    },
 }
 
 
@@ -134,8 +199,8 @@ def compare(golden: Path | None) -> Iterator[Result]:
             yield not_compared(GROUP, f"recorded {name}", "", "recorded in PyTorch: needs --golden")
         else:
             yield compare_one(golden, name)
-    for item, place in ELSEWHERE.items():
-        yield not_compared(GROUP, item, "", f"not by this command; against the recordings in {place}")
+    for name, place in ELSEWHERE.items():
+        yield not_compared(GROUP, f"recorded {name}", "", f"not by this command; against the recording in {place}")
 
 
 def compare_one(golden: Path, name: str) -> Result:
@@ -143,13 +208,27 @@ def compare_one(golden: Path, name: str) -> Result:
     arrays, meta = load(golden, name)
     stem = name.split("/")[1]
     read = next(reader for prefix, reader in READERS.items() if stem.startswith(prefix))
-    loop = read(stem, arrays, meta)
+    return line(GROUP, f"recorded {stem}", arrays, meta, read(stem, arrays, meta))
+
+
+def steps_of(loop: Loop) -> tuple[list[np.ndarray], list[int]]:
+    """x after every call of our network, and those of them that were recorded."""
     found = calls(loop.preset, loop.answer, loop.x_T.astype(np.float64), loop.noise).xs[1:]
-    seen = [step for step, expected in enumerate(loop.expected) if np.isfinite(expected).all()]
-    difference = along([found[step] for step in seen], [loop.expected[step] for step in seen], TOLERANCE)
-    result = compared(GROUP, f"recorded {stem}", str(meta["upstream"][0]["repo"]), difference, TOLERANCE)
+    return found, [step for step, expected in enumerate(loop.expected) if np.isfinite(expected).all()]
+
+
+def difference(loop: Loop) -> Difference:
+    """Of our x from the recorded one, along the steps."""
+    found, seen = steps_of(loop)
+    return along([found[step] for step in seen], [loop.expected[step] for step in seen], TOLERANCE)
+
+
+def line(group: str, item: str, arrays: Arrays, meta: Any, loop: Loop) -> Result:
+    """The result of a loop; what the recording says of rounding may explain a difference."""
+    result = compared(group, item, str(meta["upstream"][0]["repo"]), difference(loop), TOLERANCE)
     if result.verdict == "same" or "sensitivity_1e6" not in arrays:
         return result
+    found, seen = steps_of(loop)
     moves = arrays["sensitivity_1e6"]  # of every step, when the start and all answers change by 1e-6
     errors = np.array([np.abs(found[step] - loop.expected[step]).max() for step in seen])
     if (errors > moves[seen]).any():

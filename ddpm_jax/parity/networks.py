@@ -10,8 +10,9 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from ddpm_jax.interop import autoencoder, conditional, diffusers, dit
-from ddpm_jax.parity import recorded
+from ddpm_jax.parity import configs, recorded
 from ddpm_jax.parity.results import Result, compared, relative, without_steps
+from ddpm_jax.parity.search import explained
 from ddpm_jax.parity.theirs import Libraries, nchw, nhwc
 
 GROUP = "networks"
@@ -72,9 +73,9 @@ OURS = {
 def network(libraries: Libraries, name: str, seed: int = 0, **changes: Any) -> Any:
     """A network of NETWORKS in eval mode; no parameter is left as it starts, neither 0 nor 1."""
     torch = libraries.torch
-    class_name, settings = NETWORKS[name]
+    class_name, options = NETWORKS[name]
     torch.manual_seed(seed)
-    net = getattr(libraries.diffusers, class_name)(**settings | changes).eval()
+    net = getattr(libraries.diffusers, class_name)(**options | changes).eval()
     with torch.no_grad():
         for parameter in net.parameters():
             parameter += 0.1 * torch.randn(parameter.shape)
@@ -115,17 +116,55 @@ def their_output(libraries: Libraries, net: Any, x: Any, t: np.ndarray, given: M
 
 
 def _denoiser(libraries: Libraries, name: str) -> Iterator[Result]:
-    net, generator = network(libraries, name), np.random.default_rng(0)
+    net = network(libraries, name)
+    yield from compare_denoiser(libraries, name, net, dict(net.config))
+
+
+def compare_denoiser(libraries: Libraries, name: str, net: Any, config: configs.Config) -> Iterator[Result]:
+    """Output and gradients of a network of diffusers beside ours with its weights and this config."""
+    generator = np.random.default_rng(0)
     x = generator.standard_normal((2, 8, 8, net.config.in_channels)).astype(np.float32)
     t, given = np.array([3.0, 770.0], np.float32), conditioning(name, net, 2)
     x_theirs = nchw(libraries.torch, x).requires_grad_(True)
     output = their_output(libraries, net, x_theirs, t, given)
     cotangent = generator.standard_normal((2, 8, 8, output.shape[1])).astype(np.float32)
+    net.zero_grad()
     (output * nchw(libraries.torch, cotangent)).mean().backward()
+    expected = {key: parameter.grad.numpy() for key, parameter in net.named_parameters() if parameter.grad is not None}
+    class_name, found = type(net).__name__, {}
 
-    config = dict(net.config)
-    from_config, to_params, _ = OURS[NETWORKS[name][0]]
-    model, params = from_config(config), to_params(weights(net), config)
+    def errors(config: configs.Config) -> tuple[float, ...]:
+        if (key := repr(config)) not in found:
+            slopes, slope, ours = ours_of(class_name, weights(net), config, x, t, given, cotangent)
+            like = to_params_like(OURS[class_name][1], net, expected, config)
+            # All gradients as one vector: a key's bias has a gradient of 0 and rounding, which alone says nothing.
+            flat = [np.asarray(ravel_pytree(each)[0]) for each in (slopes, like)]
+            found[key] = relative(ours, nhwc(output)), relative(slope, nhwc(x_theirs.grad)), relative(*flat)
+        return found[key]
+
+    against = f"{class_name}, {sum(p.numel() for p in net.parameters()):,} parameters"
+    for index, what in enumerate(("output", "gradient of the input", "gradient of the parameters")):
+        difference = lambda config, index=index: errors(config)[index]
+        result = compared(GROUP, f"{name}: {what}", against, without_steps(difference(config), TOLERANCE), TOLERANCE)
+        yield explained(result, config, configs.CONVENTIONS, difference)
+
+
+def ours_of(
+    class_name: str,
+    arrays: Mapping[str, np.ndarray],
+    config: configs.Config,
+    x: np.ndarray,
+    t: np.ndarray,
+    given: Mapping[str, np.ndarray],
+    cotangent: np.ndarray,
+) -> tuple[Any, np.ndarray, np.ndarray]:
+    """Gradients of mean(cotangent * output) with respect to parameters and x, and the output.
+
+    Raises:
+      ValueError: a config that our network has not, or that the arrays do not fit.
+    """
+    from_config, to_params, _ = OURS[class_name]
+    model, params = from_config(config), to_params(arrays, config)
     ours_given = {key: jnp.asarray(v, jnp.int32 if key == "y" else jnp.float32) for key, v in given.items()}
 
     def loss(params: Any, x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -134,11 +173,7 @@ def _denoiser(libraries: Libraries, name: str) -> Iterator[Result]:
         return jnp.mean(found * cotangent), found
 
     (_, found), (slopes, slope) = jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(params, x)
-    against = f"{NETWORKS[name][0]}, {sum(p.numel() for p in net.parameters()):,} parameters"
-    yield _line(f"{name}: output", against, [(found, nhwc(output))])
-    yield _line(f"{name}: gradient of the input", against, [(slope, nhwc(x_theirs.grad))])
-    expected = {key: parameter.grad.numpy() for key, parameter in net.named_parameters() if parameter.grad is not None}
-    yield _gradients(name, against, slopes, expected, lambda tree: to_params_like(to_params, net, tree, config))
+    return slopes, np.asarray(slope), np.asarray(found)
 
 
 def to_params_like(to_params: Callable[..., Any], net: Any, gradients: Mapping[str, np.ndarray], config: Any) -> Any:
@@ -146,12 +181,6 @@ def to_params_like(to_params: Callable[..., Any], net: Any, gradients: Mapping[s
     state = {key: np.zeros_like(array) for key, array in weights(net).items()}
     constant = {key: array for key, array in weights(net).items() if key.startswith("pos_embed.pos")}
     return to_params({**state, **constant, **gradients}, config)
-
-
-def _gradients(name: str, against: str, found: Any, theirs: dict[str, np.ndarray], tree: Callable) -> Result:
-    """All gradients as one vector: a key's bias has a gradient of 0 and rounding, which alone says nothing."""
-    pair = [ravel_pytree(each)[0] for each in (found, tree(theirs))]
-    return _line(f"{name}: gradient of the parameters", against, [(pair[0], np.asarray(pair[1]))])
 
 
 def _first_stage(libraries: Libraries, name: str) -> Iterator[Result]:

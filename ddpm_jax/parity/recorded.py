@@ -10,7 +10,9 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from ddpm_jax.interop import autoencoder, clip, conditional, ddim, diffusers, dit, glide, ldm, openai
+from ddpm_jax.parity import configs
 from ddpm_jax.parity.results import Result, compared, not_compared, relative, without_steps
+from ddpm_jax.parity.search import explained
 from ddpm_jax.parity.tables import load
 
 GROUP = "networks"
@@ -114,24 +116,29 @@ def compare_networks(golden: Path | None) -> Iterator[Result]:
         if golden is None:
             yield not_compared(GROUP, f"recorded {name}", "", "recorded in PyTorch: needs --golden")
         else:
-            yield _network(golden, name, how)
+            yield compare_one(golden, name, how)
     for name, reason in ELSEWHERE.items():
         yield not_compared(GROUP, name, "", reason)
 
 
-def _network(golden: Path, name: str, how: Recorded) -> Result:
+def compare_one(golden: Path, name: str, how: Recorded) -> Result:
+    """One of them; of a difference, the settings that would be right."""
     arrays, meta = load(golden, f"networks/{name}")
     weights = load_file(golden / "networks" / f"{name}.safetensors")
     if how.beside is not None:
         weights |= load_file(golden / "networks" / f"{how.beside}.safetensors")
     from_config, to_params = how.family
     config = meta["config"] | dict(how.changes)
-    model, params = from_config(config), to_params(weights, config)
-    found = np.asarray(jax.jit(lambda params: (how.call or denoise)(model, params, arrays))(params))
-    difference = relative(found, np.asarray(nhwc(arrays[how.output])))
+
+    def difference(config: configs.Config) -> float:
+        model, params = from_config(config), to_params(weights, config)
+        found = np.asarray(jax.jit(lambda params: (how.call or denoise)(model, params, arrays))(params))
+        return relative(found, np.asarray(nhwc(arrays[how.output])))
+
     upstream = meta["upstream"] if isinstance(meta["upstream"], list) else [meta["upstream"]]
     against = ", ".join(
         str(each.get("repo", each.get("package", each))) if isinstance(each, dict) else str(each) for each in upstream
     )
-    line = without_steps(difference, TOLERANCE)
-    return compared(GROUP, f"recorded {name}: {how.output.removeprefix('out.')}", against, line, TOLERANCE)
+    line = without_steps(difference(config), TOLERANCE)
+    result = compared(GROUP, f"recorded {name}: {how.output.removeprefix('out.')}", against, line, TOLERANCE)
+    return explained(result, config, configs.CONVENTIONS, difference)

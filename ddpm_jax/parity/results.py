@@ -14,7 +14,7 @@ class Result:
     """max |ours - theirs| / max |theirs| of an item, over its steps, and where it first exceeds the tolerance.
 
     Attributes:
-      group: schedules, processes, samplers, networks, training or against.
+      group: one of command.GROUPS, or against.
       item: what of ours.
       against: what of theirs.
       verdict: "same" within the tolerance; "explained": different, and the same under the conventions in the note;

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ddpm_jax.parity import mixture
-from ddpm_jax.parity.conventions import explain
+from ddpm_jax.parity.conventions import CONVENTIONS
 from ddpm_jax.parity.mixture import Answer
 from ddpm_jax.parity.ours import Setup, calls
 from ddpm_jax.parity.results import Difference, Result, along, compared, not_compared
+from ddpm_jax.parity.search import explained
 from ddpm_jax.parity.theirs import Calls, Libraries, set_timesteps
 from ddpm_jax.parity.theirs import calls as their_calls
 from ddpm_jax.samplers import grids
@@ -161,15 +162,8 @@ def against_scheduler(
             return float("inf")
         return difference(changed).largest
 
-    found = difference(setup)
-    result = compared(group, item, against, found, TOLERANCE)
-    if result.verdict == "same":
-        return result
-    because = explain(setup, quick, TOLERANCE, largest)
-    if because is None:
-        return result
-    note = f"matches to {because.difference:.1e} with " + " and ".join(because.names)
-    return dataclasses.replace(result, verdict="explained", note=note)
+    result = compared(group, item, against, difference(setup), TOLERANCE)
+    return explained(result, setup, CONVENTIONS, quick, largest)
 
 
 def by_rounding(result: Result, theirs: Calls, again: Callable[[Callable[[Answer], Answer]], Calls]) -> Result:

@@ -77,21 +77,27 @@ def _exp(libraries: Libraries) -> Result:
 
 # ------------------------------------------------------------------------------------------------------- recordings
 
+LDM: dict[str, Any] = {"beta_start": 0.0015, "beta_end": 0.0195}
 # File and array of the recordings: ours.
 RECORDED: dict[tuple[str, str], Callable[[], Schedule]] = {
     **{
         ("openai/betas", f"linear.T{length}.betas"): (lambda length=length: schedules.linear_rescaled(length))
-        for length in (1000, 4000, 50)
+        for length in (1000, 4000, 50, 20)
     },
     **{
         ("openai/betas", f"cosine.T{length}.betas"): (lambda length=length: schedules.cosine(length))
         for length in (1000, 4000, 50)
     },
+    ("openai/betas", "legacy_linear.T1000.betas"): schedules.linear,
+    ("openai/betas", "legacy_quad.T1000.betas"): schedules.quad,
     ("openai/betas", "legacy_const.T1000.betas"): schedules.const,
     ("openai/betas", "legacy_jsd.T1000.betas"): schedules.jsd,
     ("openai/betas", "legacy_warmup10.T1000.betas"): schedules.warmup,
     ("openai/betas", "legacy_warmup50.T1000.betas"): lambda: schedules.warmup(fraction=0.5),
-    ("other/ldm_schedules", "betas.sqrt"): lambda: schedules.sqrt(beta_start=0.0015, beta_end=0.0195),
+    ("other/ldm_schedules", "betas.linear"): lambda: schedules.quad(**LDM),
+    ("other/ldm_schedules", "betas.sqrt_linear"): lambda: schedules.linear(**LDM),
+    ("other/ldm_schedules", "betas.sqrt"): lambda: schedules.sqrt(**LDM),
+    ("other/ldm_schedules", "betas.cosine"): schedules.cosine,
 }
 
 
