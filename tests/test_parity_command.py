@@ -28,6 +28,7 @@ from ddpm_jax.parity.results import Difference, along, relative
 from ddpm_jax.samplers import grids
 from ddpm_jax.samplers.catalogue import CATALOGUE
 from ddpm_jax.samplers.configs import CLASSES
+from tests.helpers import GOLDEN
 
 DDIM = {"beta_start": 1e-4, "beta_end": 0.02, "clip_sample": False}
 
@@ -178,9 +179,16 @@ def test_presets_are_the_classes(name, libraries):
         assert schedulers.compare_one(libraries, name, settings).verdict == "same"
 
 
-def test_recorded_loops(shared_golden):
-    for name in ("other/fastdpm_var_quad20_k1", "other/ldm_plms10_cfg", "openai/loop_k_ddim25_eta1_range"):
-        assert loops.compare_one(shared_golden, name).verdict in ("same", "explained")
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("other/fastdpm_var_quad20_k1", "other/ldm_plms10_cfg", "other/ldm_ddim20_inpaint", "other/edm_heun10_churn"),
+        *("other/edm_abl_euler_vp", "openai/loop_k_ddim25_eta1_range", "openai/loop_f_p_affine_xprev"),
+        *("openai/loop_h_p_full30_denoised_fn", "openai/loop_n_reverse20"),
+    ],
+)
+def test_recorded_loops(name):
+    assert loops.compare_one(GOLDEN, name).verdict in ("same", "explained")
 
 
 # --------------------------------------------------------------------------------------------------------- the noise
@@ -327,3 +335,6 @@ def test_summary_and_line():
     ]
     assert command.summary(lines) == "2 items: 0 same, 0 explained, 1 different, 1 not compared"
     assert command.line(lines[0]) == "  a | B | 5.0e-01 from step 3 | different"
+    facts = {"command": "c", "date": "d", "machine": "m", "seconds": 1, "versions": {"numpy": "2"}}
+    text = command.markdown(facts, [results.compared("losses", "log p(x | y)", "B", Difference(0.5, 3), 1e-4)])
+    assert "## losses" in text and "| log p(x \\| y) | B | 5.0e-01 | 1.0e-04 | 3 | different |" in text

@@ -281,7 +281,7 @@ def test_no_recording_is_left_out(where):
     if not folder.is_dir():
         pytest.skip(f"golden files are not at {folder}")
     read = {
-        *loops.LOOPS, *loops.ELSEWHERE, *bounds.FILES, *posteriors.REVERSE, "other/ddim_loss_ema", "other/edm_losses",
+        *loops.LOOPS, *bounds.FILES, *posteriors.REVERSE, "other/ddim_loss_ema", "other/edm_losses",
         *(f"other/{name}" for name in recorded.ELSEWHERE),
         *(f"openai/{name}" for name, _, _ in shifts.LOOPS), *(file for file, _ in tables.RECORDED),
         *(f"networks/{name}" for name in recorded.NETWORKS), *(f"training/{name}" for name in training.RUNS),

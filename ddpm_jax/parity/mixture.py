@@ -71,13 +71,13 @@ def angle(x: np.ndarray, time: float) -> np.ndarray:
     return exact(x, float(np.clip(np.cos(np.pi * time / 2) ** 2, 1e-9, 1 - 1e-9))).v
 
 
-def preconditioned(sigma_data: float, sign: int) -> Answer:
+def preconditioned(sigma_data: float, sign: int, components: Components = OURS) -> Answer:
     """F with x_0 = c_skip x + sign c_out F(c_in x, log(sigma) / 4), as Karras et al. 2022 (arXiv:2206.00364), eq. 7."""
 
     def answer(x: np.ndarray, time: float) -> np.ndarray:
         sigma = np.exp(4 * time)
         std = np.hypot(sigma, sigma_data)
-        x_0 = exact(x * std / np.hypot(1, sigma), 1 / (1 + sigma**2)).x_0
+        x_0 = exact(x * std / np.hypot(1, sigma), 1 / (1 + sigma**2), components).x_0
         return sign * (x_0 - sigma_data**2 / std * x) * std / (sigma * sigma_data)
 
     return answer
