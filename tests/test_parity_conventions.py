@@ -126,6 +126,8 @@ def test_the_loss_that_sums_over_pixels(x64):
     each, mean, average = losses.compare_ddim(GOLDEN)
     assert named(each) == named(mean) == ["L1 sum over pixels"] and each.difference == pytest.approx(1 - 1 / 48)
     assert average.verdict == "same"
+    halves = losses.line("", "", lambda form: abs(form.reduced(2.0, 48) - 48), ours=Form())
+    assert named(halves) == ["L1 half the sum over pixels"]
 
 
 def test_losses_of_edm(x64):
