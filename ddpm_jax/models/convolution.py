@@ -69,18 +69,9 @@ def direct(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=IMAGES)
 
 
-@jax.custom_jvp
+@jax.custom_jvp  # so that a gradient keeps x and the kernel, not the sums of rows
 def _convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return _rows_on_cpu(x, kernel)
-
-
-def _rows_on_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return lax.platform_dependent(x, kernel, cpu=winograd, default=direct)
 
 
-def _in_the_kernel(dkernel: jax.Array, y: jax.Array, x: jax.Array, kernel: jax.Array) -> jax.Array:
-    # Its transpose is the kernel's gradient: of large images the rows' is as fast as the plain one and takes memory.
-    return _rows_on_cpu(x, dkernel) if math.prod(x.shape[1:3]) <= 256 else direct(x, dkernel)
-
-
-_convolve.defjvps(lambda dx, y, x, kernel: _convolve(dx, kernel), _in_the_kernel)
+_convolve.defjvps(lambda dx, y, x, kernel: _convolve(dx, kernel), lambda dkernel, y, x, kernel: _convolve(x, dkernel))

@@ -43,10 +43,9 @@ def test_is_as_exact_as_the_plain_one_in_float32():
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("shape", [(1, 16, 32, 64), (2, 16, 16, 64)])  # the kernel's gradient has another form in each
-def test_derivatives(shape):
+def test_derivatives():
     """Reverse, forward, and forward over reverse in both arguments, against those of the plain one."""
-    x, kernel, y = data(jnp.float64, shape, 64)
+    x, kernel, y = data(jnp.float64, (1, 16, 32, 64), 64)
     tangents = jnp.cos(x), jnp.sin(kernel)
 
     def gradient(f):
@@ -73,15 +72,11 @@ def test_a_third_fewer_multiplications_on_a_cpu():
     assert 0.65 < ours / plain < 0.72
 
 
-def test_the_kernels_gradient_has_a_third_fewer_multiplications_up_to_16_x_16():
-    def ratio(shape):
-        x, kernel, dy = data(jnp.float32, shape, 64)
-        gradient = lambda f: jax.jit(lambda dy: jax.vjp(lambda kernel: f(x, kernel), kernel)[1](dy)[0])
-        ours, plain = (multiplications(gradient(f).lower(dy)) for f in (convolve, direct))
-        return ours / plain
-
-    assert 0.65 < ratio((4, 16, 16, 64)) < 0.75
-    assert ratio((2, 32, 16, 64)) > 0.95
+def test_the_kernels_gradient_has_a_third_fewer_multiplications():
+    x, kernel, dy = data(jnp.float32, (4, 32, 16, 64), 64)
+    gradient = lambda f: jax.jit(lambda dy: jax.vjp(lambda kernel: f(x, kernel), kernel)[1](dy)[0])
+    ours, plain = (multiplications(gradient(f).lower(dy)) for f in (convolve, direct))
+    assert 0.65 < ours / plain < 0.75
 
 
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
