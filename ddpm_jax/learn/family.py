@@ -115,6 +115,14 @@ def numbers_of(table: Table, schedule: Schedule) -> Numbers:
     return Numbers(gaps, keep, weights[np.tril_indices(n)])
 
 
+def later(numbers: Numbers, share: float) -> Numbers:
+    """The same weights at `share` of every time: times t become share t, above the first of the schedule."""
+    gaps = np.exp(np.asarray(numbers.gaps, np.float64))
+    gaps *= share / gaps.sum()
+    gaps[0] += 1 - share
+    return numbers._replace(gaps=np.log(gaps))
+
+
 def _unrolled(table: Table) -> np.ndarray:
     """X before every call and at the end, [N + 1, 1 + N]: what multiplies x_T and the x_0 of each call."""
     rows, n = table.rows, table.num_calls

@@ -130,22 +130,13 @@ def errors_of(network: Network, table: Table, pairs: Pairs, batch_size: int) -> 
 
 
 def fit(
-    network: Network,
-    schedule: Times,
-    start: Numbers,
-    pairs: Pairs,
-    held_out: Pairs,
-    *,
-    num_updates: int,
-    batch_size: int,
-    report: Report,
+    program: "Program", start: Numbers, pairs: Pairs, held_out: Pairs, *, num_updates: int, report: Report
 ) -> Fitted:
     """The numbers after so many updates, or as many as lower the loss of the pairs.
 
     The held-out pairs are only watched: nothing is chosen by them.
     """
-    flat, unravel = ravel_pytree(jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), start))
-    program = _Program(network, schedule, unravel, batch_size)
+    flat, unravel = _flat(start)
     numbers, damping = np.asarray(flat), 1e-2
     loss = _loss(program.mean_squares(numbers, pairs))
     known = [errors(program.mean_squares(numbers, held_out))]
@@ -168,13 +159,16 @@ def fit(
     return Fitted(jax.tree.map(np.asarray, unravel(jnp.asarray(numbers))), known)
 
 
-class _Program:
-    """What is compiled, for one number of calls and one batch size."""
+def _flat(numbers: Numbers) -> tuple[jax.Array, Callable[[jax.Array], Numbers]]:
+    return ravel_pytree(jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), numbers))
 
-    def __init__(
-        self, network: Network, schedule: Times, unravel: Callable[[jax.Array], Numbers], batch_size: int
-    ) -> None:
+
+class Program:
+    """What is compiled, for one number of calls and one batch size; `like` is any numbers for so many calls."""
+
+    def __init__(self, network: Network, schedule: Times, like: Numbers, batch_size: int) -> None:
         self._data, self._batch_size = network.data, batch_size
+        unravel = _flat(like)[1]
         shape = (batch_size, *network.image_shape)
 
         def difference(numbers: jax.Array, first: jax.Array, key: jax.Array, target: jax.Array, data: Any) -> jax.Array:
@@ -211,3 +205,7 @@ class _Program:
     def mean_squares(self, numbers: np.ndarray, pairs: Pairs) -> np.ndarray:
         """m [P]."""
         return np.concatenate([np.asarray(self._mean_squares(numbers, *batch)) for batch in self._batches(pairs)])
+
+    def errors(self, numbers: Numbers, pairs: Pairs) -> Errors:
+        """Of the numbers' table."""
+        return errors(self.mean_squares(np.asarray(_flat(numbers)[0]), pairs))

@@ -48,6 +48,7 @@ def test_the_command_writes_a_sampler_that_sample_uses(run, tmp_path):
     content = json.loads(path.read_text())
     errors = [error["geometric_mean"] for error in content["made"]["held_out_errors"]]
     assert errors[-1] < errors[0] and content["made"]["begun_with"] == "ddim on its own grid"
+    assert content["made"]["begun_at"] in command.SHARES and len(errors) == 1 + 3 + 3  # a trial's updates, and all
     made_of = content["made"]["run"]
     assert made_of["step"] == 200 and made_of["schedule"]["name"] == "linear" and made_of["prediction"] == "eps"
     assert content["made"]["options"]["num_pairs"] == 8 and content["made"]["teacher"] == "unipc on karras, 8 calls"
@@ -70,7 +71,7 @@ def test_the_picture_is_named_after_the_file(run):
 def test_a_sampler_is_shown(run, capsys):
     cli.main(["samplers", "show", str(run / "samplers" / "learned_2.json")])
     out = capsys.readouterr().out
-    assert re.search(r"X <- 1 Z\nt= *9\d\d\.\d+ alpha=.*R1 <- \+1 X0\nt=.*X <- [+-].* R1 ", out)
+    assert re.search(r"X <- 1 Z\nt= *\d+\.\d+ alpha=.*R1 <- \+1 X0\nt=.*X <- [+-].* R1 ", out)
 
 
 @pytest.mark.parametrize(
@@ -110,9 +111,9 @@ def test_what_sample_refuses(options, message, run, tmp_path, capsys):
 
 
 def test_learning_that_does_not_help_writes_nothing(run, monkeypatch):
-    def worse(network, schedule, begin, pairs, held_out, **options):
-        found = fit.fit(network, schedule, begin, pairs, held_out, **options)
-        return found._replace(numbers=found.numbers._replace(keep=found.numbers.keep + 1))
+    def worse(*arguments, **options):
+        found = fit.fit(*arguments, **options)
+        return found._replace(numbers=found.numbers._replace(keep=found.numbers.keep + 10))
 
     monkeypatch.setattr(command, "fit", worse)
     arguments = command.LearnArguments(
@@ -124,12 +125,26 @@ def test_learning_that_does_not_help_writes_nothing(run, monkeypatch):
     assert not (run / "samplers" / "worse.json").exists()
 
 
+def test_it_goes_on_from_the_share_that_is_nearest(run):
+    report = Silent()
+    arguments = command.LearnArguments(
+        run, num_steps=2, name="shares", num_pairs=16, num_held_out=8, batch_size=8, num_updates=1, teacher_steps=8,
+        start="ddim",
+    )  # fmt: skip
+    command.run(arguments, report)
+    said = [re.fullmatch(r"begun at (.*) of its times: error (.*) on all pairs", str(line)) for line in report.said]
+    reached = {float(match[1]): float(match[2]) for match in said if match}
+    assert tuple(reached) == command.SHARES and len(set(reached.values())) == len(reached)
+    made = json.loads((run / "samplers" / "shares.json").read_text())["made"]
+    assert made["begun_at"] == min(reached, key=lambda share: reached[share])
+
+
 @pytest.mark.slow
 def test_it_begins_with_the_best_of_all(run):
     """Of every sampler on every grid by name, measured here again one by one."""
     report = Silent()
     arguments = command.LearnArguments(
-        run, num_steps=2, name="best", num_pairs=8, num_held_out=8, batch_size=8, num_updates=1, teacher_steps=8
+        run, num_steps=2, name="best", num_pairs=8, num_held_out=8, batch_size=8, num_updates=6, teacher_steps=8
     )
     command.run(arguments, report)
     begun_with = json.loads((run / "samplers" / "best.json").read_text())["made"]["begun_with"]

@@ -44,6 +44,16 @@ def test_ddim_has_the_plainest_numbers(x64):
     np.testing.assert_allclose(numbers.keep, 0, atol=2e-3)
 
 
+@pytest.mark.parametrize("share", [1.0, 0.6])
+def test_later_is_at_a_share_of_the_times(share, x64):
+    """Above the first time; the weights are the same."""
+    numbers = family.numbers_of(make_table("unipc", SCHEDULE, 4, "karras"), SCHEDULE)
+    moved = family.later(numbers, share)
+    before, after = (family.table_of(jax.tree.map(jnp.asarray, each), TIMES).rows.time for each in (numbers, moved))
+    np.testing.assert_allclose(after, share * before, atol=2 * 999 * family.BEGIN_GAP)
+    np.testing.assert_array_equal(moved.weights, numbers.weights)
+
+
 def test_levels_between_timesteps(x64):
     alpha, sigma = TIMES.at(jnp.arange(1000.0))
     np.testing.assert_allclose(alpha, np.sqrt(SCHEDULE.alphas_cumprod_float64), rtol=1e-12)

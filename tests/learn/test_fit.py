@@ -43,7 +43,8 @@ def fitted(scale, name, num_calls, num_updates, seed=0):
     net = network(scale)
     begin = family.numbers_of(make_table(name, SCHEDULE, num_calls, "trailing"), SCHEDULE)
     training, held_out = pairs_of(net, 0, 32, seed=seed), pairs_of(net, fit.HELD_OUT, 16, seed=seed)
-    return fit.fit(net, TIMES, begin, training, held_out, num_updates=num_updates, batch_size=8, report=Silent())
+    program = fit.Program(net, TIMES, begin, 8)
+    return fit.fit(program, begin, training, held_out, num_updates=num_updates, report=Silent())
 
 
 def test_one_call_is_exact_for_a_gaussian():
@@ -84,7 +85,7 @@ def test_the_normal_equations_hold_the_gradient_of_the_loss(highest):
     )
     flat, unravel = jax.flatten_util.ravel_pytree(begin)
     training = pairs_of(net, 0, 16)
-    curvature, slope = fit._Program(net, TIMES, unravel, 8).normal_equations(np.asarray(flat), training)
+    curvature, slope = fit.Program(net, TIMES, begin, 8).normal_equations(np.asarray(flat), training)
 
     def loss(numbers):
         table = family.table_of(unravel(numbers), TIMES)
