@@ -5,6 +5,7 @@ import os
 # Tests of the sharded step need several devices; the flag must be set before JAX starts.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
 
+import importlib
 import tempfile
 from pathlib import Path
 
@@ -57,3 +58,12 @@ def shared_golden():
     if not path.is_dir():
         pytest.skip(f"golden networks are not at {path}")
     return path
+
+
+@pytest.fixture(scope="module")
+def libraries():
+    """PyTorch and diffusers, where they are installed."""
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("diffusers")
+    torch.set_num_threads(1)
+    return importlib.import_module("ddpm_jax.parity.theirs").libraries()

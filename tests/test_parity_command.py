@@ -33,14 +33,6 @@ from tests.helpers import GOLDEN
 DDIM = {"beta_start": 1e-4, "beta_end": 0.02, "clip_sample": False}
 
 
-@pytest.fixture(scope="module")
-def libraries():
-    torch = pytest.importorskip("torch")
-    pytest.importorskip("diffusers")
-    torch.set_num_threads(1)
-    return theirs.libraries()
-
-
 def compared(libraries, setup, num_steps=10, step_options=None, largest=2, scheduler=None, **settings):
     scheduler = scheduler or libraries.diffusers.DDIMScheduler(**DDIM | settings)
     scheduler.set_timesteps(num_steps)

@@ -23,7 +23,6 @@ from ddpm_jax.parity import (
     search,
     shifts,
     tables,
-    theirs,
     training,
     unread,
 )
@@ -34,14 +33,6 @@ from ddpm_jax.parity.shifts import Shifted
 from tests.helpers import GOLDEN
 
 ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(scope="module")
-def libraries():
-    torch = pytest.importorskip("torch")
-    pytest.importorskip("diffusers")
-    torch.set_num_threads(1)
-    return theirs.libraries()
 
 
 def named(result):
