@@ -12,8 +12,9 @@ import tyro
 
 from ddpm_jax import checkpoint, drawing
 from ddpm_jax.learn import files
-from ddpm_jax.learn.family import Numbers, later, numbers_of, table_of, times_of
-from ddpm_jax.learn.fit import HELD_OUT, Errors, Fitted, Network, Pairs, Program, Report, draw, errors_of, fit, pair_key
+from ddpm_jax.learn.family import numbers_of, table_of, times_of
+from ddpm_jax.learn.fit import HELD_OUT, Errors, Network, Pairs, Program, Report, draw, errors_of, fit, pair_key
+from ddpm_jax.learn.regression import Regression, path_of, searched
 from ddpm_jax.learn.start import HandMade, hand_made, ranked
 from ddpm_jax.samplers.catalogue import make_table
 from ddpm_jax.schedules import Schedule
@@ -23,10 +24,7 @@ from ddpm_jax.train.fields import at_least
 FOLDER = "samplers"
 # How near 100 of its calls are to more of them: docs/learned_samplers.md.
 TEACHER, TEACHER_GRID = "unipc", "karras"
-# Where a fit begins, in units of the start's times. Near T - 1 a call says little, and hand-made grids spend one there;
-# how late the first call is best made is a question of valleys, which no fit leaves.
-SHARES = (1.0, 0.8, 0.65, 0.5)
-TRIAL_UPDATES = 6
+NEAREST = 6  # grids of hand-made tables with which the search of times begins
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class LearnArguments:
     name: str | None = None
     """The file is WORKDIR/samplers/NAME.json; learned_NUM_STEPS by default."""
     num_pairs: int = 192
-    """Images of the teacher to learn from."""
+    """Images of the teacher to learn from; the host holds teacher_steps states of each."""
     num_held_out: int = 128
     """Other images of the teacher, on which errors are measured."""
     num_updates: int = 12
@@ -48,7 +46,7 @@ class LearnArguments:
     teacher_steps: int = 100
     """Calls of the teacher, which is unipc on the grid karras."""
     start: str | None = None
-    """The sampler to begin with; by default the best of all on the first batch of pairs."""
+    """The sampler whose times the search begins with; by default the best of all on the first batch of pairs."""
     start_grid: str | None = None
     """Its grid; its own by default."""
     seed: int = 0
@@ -75,14 +73,18 @@ def run(arguments: LearnArguments, report: Report) -> tuple[Path, Errors, Errors
     network = Network(make_denoise, (jax.device_put(source.params),), source.image_shape)
     pairs, held_out = _teach(network, teacher, arguments, report)
     begin = _start(schedule, network, pairs, arguments, report)
-    before = errors_of(network, begin.table, held_out, arguments.batch_size)
-    share, found = _fitted(network, schedule, numbers_of(begin.table, schedule), pairs, held_out, arguments, report)
+    before = errors_of(network, begin[0].table, held_out, arguments.batch_size)
+    way = path_of(network, teacher, pairs, arguments.batch_size)
+    regression = Regression(network, times_of(schedule), way, arguments.batch_size)
+    regressed = searched(regression, _grids(begin), report)
+    program = Program(network, times_of(schedule), regressed, arguments.batch_size)
+    found = fit(program, regressed, pairs, held_out, num_updates=arguments.num_updates, report=report)
     table = jax.tree.map(np.asarray, table_of(jax.tree.map(np.float32, found.numbers), times_of(schedule)))
-    learned = files.from_table(table, _made(arguments, source, begin, share, found.held_out))
+    learned = files.from_table(table, _made(arguments, source, begin[0].name, before, found.held_out))
     after = errors_of(network, learned.table(), held_out, arguments.batch_size)  # of the file, not of the fit
     if not after.geometric_mean < before.geometric_mean:
         raise ValueError(
-            f"learning did not help: held-out error {after.geometric_mean:.4f}, that of {begin.name} "
+            f"learning did not help: held-out error {after.geometric_mean:.4f}, that of {begin[0].name} "
             f"{before.geometric_mean:.4f}; nothing is written. Take more --num-pairs"
         )
     files.save(path, learned)
@@ -114,50 +116,30 @@ def _teach(network: Network, teacher: Any, arguments: LearnArguments, report: Re
     return made(0, arguments.num_pairs), made(HELD_OUT, arguments.num_held_out)
 
 
-def _start(schedule: Schedule, network: Network, pairs: Pairs, arguments: LearnArguments, report: Report) -> HandMade:
-    """The table asked for; or the nearest to the teacher on the first batch that can be learned from."""
+def _start(
+    schedule: Schedule, network: Network, pairs: Pairs, arguments: LearnArguments, report: Report
+) -> list[HandMade]:
+    """The table asked for; or all that can be learned from, the nearest to the teacher on the first batch first."""
     n = arguments.num_steps
     if arguments.start is not None:
         table = make_table(arguments.start, schedule, n, arguments.start_grid)
         if table.num_calls != n:
             raise ValueError(f"start must call the network {n} times, {arguments.start!r} does {table.num_calls} times")
-        return HandMade(arguments.start, arguments.start_grid or "its own grid", table)
-    report.say("looking for the best hand-made table to begin with")
+        numbers_of(table, schedule)  # it raises where the table is not one of the family
+        return [HandMade(arguments.start, arguments.start_grid or "its own grid", table)]
+    report.say("looking for the best hand-made table")
     candidates = [item for item in hand_made(schedule, n) if _fits(item, schedule)]
-    first = pairs._replace(targets=pairs.targets[: arguments.batch_size])
-    best = ranked(candidates, network, first)[0]
-    report.say(f"beginning with {best.name}, the best of {len(candidates)}")
-    return best
+    found = ranked(candidates, network, pairs._replace(targets=pairs.targets[: arguments.batch_size]))
+    report.say(f"beginning with the times of {found[0].name}, the best of {len(found)}")
+    return found
 
 
-def _fitted(
-    network: Network,
-    schedule: Schedule,
-    start: Numbers,
-    pairs: Pairs,
-    held_out: Pairs,
-    arguments: LearnArguments,
-    report: Report,
-) -> tuple[float, Fitted]:
-    """From the start at several shares of its times, on one batch; from what is nearest on all pairs, on all pairs.
-
-    Returns the share, and the numbers with the held-out errors of both fits.
-    """
-    size = arguments.batch_size
-    few = pairs._replace(targets=pairs.targets[:size])
-    program = Program(network, times_of(schedule), start, size)
-    fit_on = lambda numbers, taught, num_updates: fit(
-        program, numbers, taught, held_out, num_updates=num_updates, report=report
-    )
-    trials: dict[float, Fitted] = {}
-    reached: dict[float, float] = {}
-    for share in SHARES:
-        trials[share] = fit_on(later(start, share), few, min(TRIAL_UPDATES, arguments.num_updates))
-        reached[share] = program.errors(trials[share].numbers, pairs).geometric_mean
-        report.say(f"begun at {share:g} of its times: error {reached[share]:.4f} on all pairs")
-    best = min(SHARES, key=lambda share: np.nan_to_num(reached[share], nan=np.inf))
-    found = fit_on(trials[best].numbers, pairs, arguments.num_updates)
-    return best, found._replace(held_out=trials[best].held_out + found.held_out[1:])
+def _grids(items: list[HandMade]) -> list[np.ndarray]:
+    """The times of the first tables with different ones."""
+    different: dict[tuple[float, ...], np.ndarray] = {}
+    for item in items:
+        different.setdefault(tuple(np.round(item.table.rows.time)), item.table.rows.time)
+    return list(different.values())[:NEAREST]
 
 
 def _fits(item: HandMade, schedule: Schedule) -> bool:
@@ -169,7 +151,7 @@ def _fits(item: HandMade, schedule: Schedule) -> bool:
 
 
 def _made(
-    arguments: LearnArguments, source: drawing.Source, begin: HandMade, share: float, held_out: list[Errors]
+    arguments: LearnArguments, source: drawing.Source, begin: str, before: Errors, held_out: list[Errors]
 ) -> dict[str, Any]:
     """All that a file needs to be made again, and what came out; plain JSON values."""
     config = checkpoint.load_run(arguments.workdir).config
@@ -185,7 +167,7 @@ def _made(
         },
         "options": options,
         "teacher": f"{TEACHER} on {TEACHER_GRID}, {arguments.teacher_steps} calls",
-        "begun_with": begin.name,
-        "begun_at": share,
+        "begun_with": begin,
+        "its_held_out_error": before._asdict(),
         "held_out_errors": [error._asdict() for error in held_out],
     }

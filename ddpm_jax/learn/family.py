@@ -15,6 +15,7 @@ a softmax, each with a least size. sigma / alpha is interpolated between timeste
 Source: Shaul et al. 2024 (arXiv:2403.01329), the family; Karras et al.'s k-diffusion, the interpolation.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -100,27 +101,38 @@ def numbers_of(table: Table, schedule: Schedule) -> Numbers:
     if not (np.diff(rows.time) < 0).all() or not (rows.sigma > 0).all():
         raise ValueError(f"the times of a table that is learned from must decrease to above sigma = 0, got {rows.time}")
     known = times_of(schedule)
-    ends = np.concatenate([known.times[-1:], rows.time, known.times[:1]])
-    if ends.max() > known.times[-1] or ends.min() < known.times[0]:
-        raise ValueError(f"times must lie in [{known.times[0]:g}, {known.times[-1]:g}], got {rows.time}")
-    gaps = np.log(np.maximum(-np.diff(ends) / (known.times[-1] - known.times[0]) - LEAST_GAP, BEGIN_GAP))
-    with jax.enable_x64(True):
-        ratio, size = map(np.asarray, _steps(jnp.asarray(gaps), known)[-2:])
+    gaps = gaps_of(rows.time, known)
     states = _unrolled(table)  # [N + 1, 1 + N] over x_T and the x_0 of each call
-    keep, weights = np.zeros(n), np.zeros((n, n))
-    for k in range(n):
-        kept = states[k + 1, 0] / states[k, 0]
-        keep[k] = kept - ratio[k]
-        weights[k] = (states[k + 1, 1:] - kept * states[k, 1:]) / size[k]
-    return Numbers(gaps, keep, weights[np.tril_indices(n)])
+    kept = states[1:, 0] / states[:-1, 0]
+    steps = [np.append(kept[k], (states[k + 1, 1:] - kept[k] * states[k, 1:])[: k + 1]) for k in range(n)]
+    return numbers_from(gaps, steps, known)
 
 
-def later(numbers: Numbers, share: float) -> Numbers:
-    """The same weights at `share` of every time: times t become share t, above the first of the schedule."""
-    gaps = np.exp(np.asarray(numbers.gaps, np.float64))
-    gaps *= share / gaps.sum()
-    gaps[0] += 1 - share
-    return numbers._replace(gaps=np.log(gaps))
+def gaps_of(times: np.ndarray, schedule: Times) -> np.ndarray:
+    """Of times [N] that decrease.
+
+    Raises:
+      ValueError: times outside of the schedule's.
+    """
+    ends = np.concatenate([schedule.times[-1:], times, schedule.times[:1]])
+    if ends.max() > schedule.times[-1] or ends.min() < schedule.times[0]:
+        raise ValueError(f"times must lie in [{schedule.times[0]:g}, {schedule.times[-1]:g}], got {times}")
+    return np.log(np.maximum(-np.diff(ends) / (schedule.times[-1] - schedule.times[0]) - LEAST_GAP, BEGIN_GAP))
+
+
+def numbers_from(gaps: np.ndarray, steps: Sequence[np.ndarray], schedule: Times) -> Numbers:
+    """Of X <- steps[k] @ [X, x_0^(0), ..., x_0^(k)], steps[k] of shape [k + 2]."""
+    with jax.enable_x64(True):
+        ratio, size = map(np.asarray, _steps(jnp.asarray(gaps), schedule)[-2:])
+    keep = np.array([step[0] for step in steps]) - ratio
+    return Numbers(gaps, keep, np.concatenate([step[1:] / each for step, each in zip(steps, size, strict=True)]))
+
+
+def levels_of(gaps: np.ndarray, schedule: Times) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """time, alpha, sigma of each call [N] in float64."""
+    with jax.enable_x64(True):
+        time, alpha, sigma = map(np.asarray, _steps(jnp.asarray(gaps), schedule)[:3])
+    return time, alpha, sigma
 
 
 def _unrolled(table: Table) -> np.ndarray:

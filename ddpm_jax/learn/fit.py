@@ -35,6 +35,7 @@ PAIR_KEY = np.uint32(2**32 - 2)  # so that pairs are not the images that `sample
 FLOOR = 1e-3  # of a root mean square error: about the teacher's own
 AT_ONCE = 16  # derivatives in one batch
 MOST_DAMPING = 1e8
+LEAST_GAIN = 1e-3  # of the loss: 0.05 % of the error
 
 
 class Report(Protocol):
@@ -81,7 +82,7 @@ def pair_key(seed: int) -> jax.Array:
 def errors(mean_squares: np.ndarray) -> Errors:
     """From m [P]."""
     m = np.asarray(mean_squares, np.float64)
-    return Errors(float(np.exp(_loss(m) / 2)), float(np.sqrt(m.mean())))
+    return Errors(float(np.exp(loss_of(m) / 2)), float(np.sqrt(m.mean())))
 
 
 def errors_between(images: np.ndarray, targets: np.ndarray) -> Errors:
@@ -89,7 +90,8 @@ def errors_between(images: np.ndarray, targets: np.ndarray) -> Errors:
     return errors(np.mean(np.square(images - targets, dtype=np.float64), axis=tuple(range(1, images.ndim))))
 
 
-def _loss(mean_squares: np.ndarray) -> float:
+def loss_of(mean_squares: np.ndarray) -> float:
+    """mean log(m_i + FLOOR^2), of m [P]."""
     return float(np.log(np.asarray(mean_squares, np.float64) + FLOOR**2).mean())
 
 
@@ -132,13 +134,13 @@ def errors_of(network: Network, table: Table, pairs: Pairs, batch_size: int) -> 
 def fit(
     program: "Program", start: Numbers, pairs: Pairs, held_out: Pairs, *, num_updates: int, report: Report
 ) -> Fitted:
-    """The numbers after so many updates, or as many as lower the loss of the pairs.
+    """The numbers after so many updates, or as many as lower the loss of the pairs by more than LEAST_GAIN.
 
     The held-out pairs are only watched: nothing is chosen by them.
     """
     flat, unravel = _flat(start)
     numbers, damping = np.asarray(flat), 1e-2
-    loss = _loss(program.mean_squares(numbers, pairs))
+    loss = loss_of(program.mean_squares(numbers, pairs))
     known = [errors(program.mean_squares(numbers, held_out))]
     report.start("learning", num_updates, "update")
     for done in range(num_updates):
@@ -146,16 +148,20 @@ def fit(
         scale = np.diag(np.diag(curvature)) + 1e-9 * np.trace(curvature) * np.eye(len(slope))
         while damping < MOST_DAMPING:
             trial = (numbers - np.linalg.solve(curvature + damping * scale, slope)).astype(np.float32)
-            found = _loss(program.mean_squares(trial, pairs))
+            found = loss_of(program.mean_squares(trial, pairs))
             if found < loss:  # not where it is NaN
                 break
             damping *= 4
         else:
             report.say(f"no update lowers the loss any more after {done}")
             break
+        gain = loss - found
         numbers, loss, damping = trial, found, damping / 8
         known.append(errors(program.mean_squares(numbers, held_out)))
         report.advance(1, f"held-out error {known[-1].geometric_mean:.4f}, at the start {known[0].geometric_mean:.4f}")
+        if gain < LEAST_GAIN:
+            report.say(f"learned: update {done + 1} made the error of the pairs {gain / 2:.2%} less")
+            break
     return Fitted(jax.tree.map(np.asarray, unravel(jnp.asarray(numbers))), known)
 
 
@@ -205,7 +211,3 @@ class Program:
     def mean_squares(self, numbers: np.ndarray, pairs: Pairs) -> np.ndarray:
         """m [P]."""
         return np.concatenate([np.asarray(self._mean_squares(numbers, *batch)) for batch in self._batches(pairs)])
-
-    def errors(self, numbers: Numbers, pairs: Pairs) -> Errors:
-        """Of the numbers' table."""
-        return errors(self.mean_squares(np.asarray(_flat(numbers)[0]), pairs))

@@ -31,7 +31,7 @@ from ddpm_jax.samplers.late_churn import euler_late_churn
 from ddpm_jax.samplers.lms import lms
 from ddpm_jax.samplers.pndm import plms, pndm
 from ddpm_jax.samplers.repaint import known, repaint
-from ddpm_jax.samplers.run import sample
+from ddpm_jax.samplers.run import sample, trajectory
 from ddpm_jax.samplers.runner import Runner, pad, stack
 from ddpm_jax.samplers.sa_solver import sa_solver
 from ddpm_jax.samplers.singlestep import dpm_solver_2s_ancestral, dpm_solver_singlestep
@@ -92,6 +92,7 @@ __all__ = [
     "table_at",
     "tcd",
     "thresholded",
+    "trajectory",
     "unipc",
     "x_0_from_edm",
     "x_0_from_mean",

@@ -6,7 +6,8 @@ its starting point from fold_in(that, 2^32 - 1). So sample i is the same in any 
 
 import functools
 import operator
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from ddpm_jax.keys import example_keys
 from ddpm_jax.samplers.denoise import Denoise
 from ddpm_jax.samplers.table import Row, Table
 
+Registers = tuple[jax.Array, ...]
 START = np.uint32(2**32 - 1)  # the "row" at which x_T is drawn
 
 
@@ -27,7 +29,7 @@ class _Noise(NamedTuple):
         return jax.vmap(draw)(self.keys)
 
 
-def step(denoise: Denoise, row: Row, registers: tuple[jax.Array, ...], z: jax.Array) -> tuple[jax.Array, ...]:
+def step(denoise: Denoise, row: Row, registers: Registers, z: jax.Array) -> Registers:
     """registers <- row.update @ [registers, x_0, eps, z], all at once, with (x_0, eps) = denoise(registers[0]).
 
     Where the denoiser has learned a variance, z is scaled by its noise_scale.
@@ -85,6 +87,38 @@ def sample(
       ValueError: x_T or noise of another shape; no key where something must be drawn; a prediction that says nothing
         at one of the levels (eps at alpha = 0).
     """
+    return _run(denoise, table, key, shape, x_T, noise, first_index, num_calls)[0]
+
+
+def trajectory(
+    denoise: Denoise,
+    table: Table,
+    key: jax.Array | None,
+    shape: tuple[int, ...],
+    *,
+    x_T: jax.Array | None = None,
+    noise: jax.Array | None = None,
+    first_index: int | jax.Array = 0,
+) -> tuple[jax.Array, jax.Array]:
+    """x_0 as `sample` returns it, and X [N, B, ...] at every call of the network: row k's, at its alpha and sigma.
+
+    Arguments and errors are those of `sample`. X of the first row is x_T times table.init.
+    """
+    return _run(denoise, table, key, shape, x_T, noise, first_index, None, kept=lambda registers: registers[0])
+
+
+def _run(
+    denoise: Denoise,
+    table: Table,
+    key: jax.Array | None,
+    shape: tuple[int, ...],
+    x_T: jax.Array | None,
+    noise: jax.Array | None,
+    first_index: int | jax.Array,
+    num_calls: int | jax.Array | None,
+    kept: Callable[[Registers], Any] = lambda registers: None,
+) -> tuple[jax.Array, Any]:
+    """x_0, and what `kept` makes of the registers before every row."""
     if (x_T is None or noise is None) and key is None:
         raise ValueError("key must not be None unless both x_T and noise are given")
     for name, array, expected in (("x_T", x_T, shape), ("noise", noise, (table.num_calls, *shape))):
@@ -105,15 +139,16 @@ def sample(
         return jax.lax.cond(jnp.any(row.update[:, -1] != 0), lambda: draw(k, like), lambda: jnp.zeros(shape, dtype))
 
     @jax.checkpoint  # so that a gradient through the scan stores one state per row, not the network's activations
-    def body(registers: tuple[jax.Array, ...], inputs: tuple[jax.Array, Row]) -> tuple[tuple[jax.Array, ...], None]:
+    def body(registers: Registers, inputs: tuple[jax.Array, Row]) -> tuple[Registers, Any]:
         k, row = inputs
-        return step(denoise, row, registers, z_of(k, row)), None
+        return step(denoise, row, registers, z_of(k, row)), kept(registers)
 
     zeros = jnp.zeros(shape, dtype)
     registers = (start, *(zeros for _ in range(table.rows.update.shape[1] - 1)))
     if num_calls is not None:
         row_at = lambda k: jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, k, keepdims=False), table.rows)
         step_at = lambda k, registers: body(registers, (k.astype(jnp.uint32), row_at(k)))[0]
-        return jax.lax.fori_loop(0, num_calls, step_at, registers)[0]
+        return jax.lax.fori_loop(0, num_calls, step_at, registers)[0], None
     rows = jnp.arange(table.num_calls, dtype=jnp.uint32), table.rows
-    return jax.lax.scan(body, registers, rows)[0][0]
+    registers, states = jax.lax.scan(body, registers, rows)
+    return registers[0], states

@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from ddpm_jax import cli, drawing
+from ddpm_jax import cli, drawing, schedules
 from ddpm_jax.learn import command, files, fit
+from ddpm_jax.learn.start import HandMade
 from ddpm_jax.samplers.catalogue import make_table
 from tests.learn.common import Silent
 
@@ -47,8 +48,9 @@ def test_the_command_writes_a_sampler_that_sample_uses(run, tmp_path):
     path = run / "samplers" / "learned_2.json"
     content = json.loads(path.read_text())
     errors = [error["geometric_mean"] for error in content["made"]["held_out_errors"]]
-    assert errors[-1] < errors[0] and content["made"]["begun_with"] == "ddim on its own grid"
-    assert content["made"]["begun_at"] in command.SHARES and len(errors) == 1 + 3 + 3  # a trial's updates, and all
+    before = content["made"]["its_held_out_error"]["geometric_mean"]
+    assert errors[-1] < errors[0] < before and content["made"]["begun_with"] == "ddim on its own grid"
+    assert len(errors) == 1 + 3
     made_of = content["made"]["run"]
     assert made_of["step"] == 200 and made_of["schedule"]["name"] == "linear" and made_of["prediction"] == "eps"
     assert content["made"]["options"]["num_pairs"] == 8 and content["made"]["teacher"] == "unipc on karras, 8 calls"
@@ -125,18 +127,12 @@ def test_learning_that_does_not_help_writes_nothing(run, monkeypatch):
     assert not (run / "samplers" / "worse.json").exists()
 
 
-def test_it_goes_on_from_the_share_that_is_nearest(run):
-    report = Silent()
-    arguments = command.LearnArguments(
-        run, num_steps=2, name="shares", num_pairs=16, num_held_out=8, batch_size=8, num_updates=1, teacher_steps=8,
-        start="ddim",
-    )  # fmt: skip
-    command.run(arguments, report)
-    said = [re.fullmatch(r"begun at (.*) of its times: error (.*) on all pairs", str(line)) for line in report.said]
-    reached = {float(match[1]): float(match[2]) for match in said if match}
-    assert tuple(reached) == command.SHARES and len(set(reached.values())) == len(reached)
-    made = json.loads((run / "samplers" / "shares.json").read_text())["made"]
-    assert made["begun_at"] == min(reached, key=lambda share: reached[share])
+def test_the_search_begins_with_the_first_tables_different_times():
+    tables = [("deis", "quad"), ("unipc", "trailing"), ("ddim", "quad"), ("ddim", "trailing"), ("ddim", "karras")]
+    items = [HandMade(name, grid, make_table(name, schedules.linear(), 4, grid)) for name, grid in tables]
+    found = command._grids(items)
+    for times, item in zip(found, [items[0], items[1], items[4]], strict=True):
+        np.testing.assert_array_equal(times, item.table.rows.time)
 
 
 @pytest.mark.slow

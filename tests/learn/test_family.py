@@ -44,14 +44,17 @@ def test_ddim_has_the_plainest_numbers(x64):
     np.testing.assert_allclose(numbers.keep, 0, atol=2e-3)
 
 
-@pytest.mark.parametrize("share", [1.0, 0.6])
-def test_later_is_at_a_share_of_the_times(share, x64):
-    """Above the first time; the weights are the same."""
-    numbers = family.numbers_of(make_table("unipc", SCHEDULE, 4, "karras"), SCHEDULE)
-    moved = family.later(numbers, share)
-    before, after = (family.table_of(jax.tree.map(jnp.asarray, each), TIMES).rows.time for each in (numbers, moved))
-    np.testing.assert_allclose(after, share * before, atol=2 * 999 * family.BEGIN_GAP)
-    np.testing.assert_array_equal(moved.weights, numbers.weights)
+def test_numbers_from_steps_are_those_steps(x64):
+    """X <- steps[k] @ [X, x_0 of the calls so far]."""
+    rng = np.random.default_rng(0)
+    steps, gaps = [rng.standard_normal(k + 2) for k in range(4)], rng.standard_normal(5)
+    table = family.table_of(jax.tree.map(jnp.asarray, family.numbers_from(gaps, steps, TIMES)), TIMES)
+    states = family._unrolled(jax.tree.map(np.asarray, table))
+    for k, step in enumerate(steps):
+        expected = step[0] * states[k]
+        expected[1 : k + 2] += step[1:]
+        np.testing.assert_allclose(states[k + 1], expected, atol=1e-11)
+    np.testing.assert_allclose(np.stack(table.rows[:3]), family.levels_of(gaps, TIMES), rtol=1e-12)
 
 
 def test_levels_between_timesteps(x64):

@@ -1,5 +1,7 @@
 """The fit: exact where the family holds the flow, its gradient that of the loss."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,29 +10,10 @@ import pytest
 from ddpm_jax import samplers, schedules
 from ddpm_jax.learn import family, fit
 from ddpm_jax.samplers.catalogue import make_table
-from ddpm_jax.samplers.denoise import Denoised
-from tests.learn.common import Silent
+from tests.learn.common import MEAN, STD, Silent, exact_gaussian, network
 
 SCHEDULE = schedules.linear()
 TIMES = family.times_of(SCHEDULE)
-
-MEAN, STD = 0.3, 0.5
-
-
-def exact_gaussian(scale) -> samplers.Denoise:
-    """The exact x_0 of data ~ N(MEAN, STD^2), or a curved one: scale 0 leaves it, 1 adds a tanh."""
-
-    def denoise(x, row):
-        gain = row.alpha * STD**2 / (row.alpha**2 * STD**2 + row.sigma**2)
-        x_0 = MEAN + gain * (x - row.alpha * MEAN)
-        x_0 = x_0 + scale * jnp.tanh(3 * x_0)
-        return Denoised(x_0, (x - row.alpha * x_0) / row.sigma)
-
-    return denoise
-
-
-def network(scale):
-    return fit.Network(exact_gaussian, (jnp.float32(scale),), (2, 2, 1))
 
 
 def pairs_of(net, first, count, targets=None, seed=0):
@@ -39,12 +22,12 @@ def pairs_of(net, first, count, targets=None, seed=0):
     return fit.Pairs(key, first, fit.draw(net, teacher, key, first, count, 8) if targets is None else targets)
 
 
-def fitted(scale, name, num_calls, num_updates, seed=0):
+def fitted(scale, name, num_calls, num_updates, seed=0, report=None):
     net = network(scale)
     begin = family.numbers_of(make_table(name, SCHEDULE, num_calls, "trailing"), SCHEDULE)
     training, held_out = pairs_of(net, 0, 32, seed=seed), pairs_of(net, fit.HELD_OUT, 16, seed=seed)
     program = fit.Program(net, TIMES, begin, 8)
-    return fit.fit(program, begin, training, held_out, num_updates=num_updates, report=Silent())
+    return fit.fit(program, begin, training, held_out, num_updates=num_updates, report=report or Silent())
 
 
 def test_one_call_is_exact_for_a_gaussian():
@@ -67,6 +50,18 @@ def test_a_curved_flow_is_learned_better_than_it_began():
     assert (np.diff([error.geometric_mean for error in found.held_out[:3]]) < 0).all()
     table = family.table_of(jax.tree.map(jnp.asarray, found.numbers), TIMES)
     assert (np.diff(np.asarray(table.rows.time)) < 0).all()
+
+
+def test_a_fit_ends_where_an_update_gains_little(monkeypatch):
+    updates = []
+    for gain in (0.05, 0.02, 0.0):
+        monkeypatch.setattr(fit, "LEAST_GAIN", gain)
+        report = Silent()
+        updates.append(len(fitted(0.5, "unipc", 3, 12, report=report).held_out) - 1)
+        ended = re.fullmatch(r"learned: update (\d+) made the error of the pairs (.*)% less", str(report.said[-1]))
+        assert (ended is None) == (gain == 0)
+        assert ended is None or (int(ended[1]) == updates[-1] and float(ended[2]) / 100 < gain / 2)
+    assert 1 <= updates[0] < updates[1] < updates[2] == 12
 
 
 @pytest.mark.slow

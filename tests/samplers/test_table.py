@@ -155,6 +155,19 @@ def test_the_scan_is_the_python_loop():
     np.testing.assert_allclose(run(table, key=None, shape=SHAPE, x_T=x_T, noise=noise), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_a_trajectory_is_x_at_every_call():
+    """Of the loop in Python, where noise is drawn too; x_0 is that of `sample`."""
+    table = samplers.ddpm(GRID)
+    denoise = samplers.denoiser(gaussian_model(S, 0.3, 0.2))
+    x_T, noise = jax.random.normal(KEY, SHAPE), jax.random.normal(jax.random.key(1), (10, *SHAPE))
+    states = [table.init * x_T, *trace(denoise, table, x_T, noise)]
+    x_0, found = samplers.trajectory(denoise, table, None, SHAPE, x_T=x_T, noise=noise)
+    np.testing.assert_allclose(found, np.stack(states[:-1]), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(x_0, states[-1], rtol=1e-5, atol=1e-6)
+    drawn = samplers.trajectory(denoise, table, KEY, SHAPE, first_index=3)[0]
+    np.testing.assert_array_equal(drawn, samplers.sample(denoise, table, KEY, SHAPE, first_index=3))
+
+
 def test_samples_do_not_depend_on_the_batch():
     for table in (samplers.ddpm(GRID), samplers.ddim(GRID)):
         whole = run(table, key=KEY, shape=(6, 4))
