@@ -100,7 +100,8 @@ def searched(regression: Regression, grids: Iterable[np.ndarray], report: Report
       grids: times [N] to begin with, N the same for all.
       report: told every evaluation.
     """
-    begins = [gaps_of(share * times, regression.schedule) for times in grids for share in SHARES]
+    first = regression.schedule.times[0]
+    begins = [gaps_of(first + share * (times - first), regression.schedule) for times in grids for share in SHARES]
     num_calls = len(begins[0]) - 1
     report.start("searching times", len(begins) + BEGINS * EVALUATIONS * num_calls, "evaluation")
     least = np.inf

@@ -101,3 +101,12 @@ def test_a_search_ends_nearer_than_the_times_it_begins_with():
     assert rms(found(np.asarray(numbers.gaps))[1], found.path) < min(begun) / 2
     again = regression.searched(regression_of(0.5), grids, Silent())
     jax.tree.map(np.testing.assert_array_equal, numbers, again)
+
+
+def test_shares_are_of_the_schedules_whole_time():
+    """Whose first timestep need not be 0."""
+    whole = regression_of(0.5)
+    times = family.Times(TIMES.times[5:], TIMES.log_ratios[5:])
+    found = regression.Regression(network(0.5), times, whole.path, 8)
+    numbers = regression.searched(found, [np.array([999.0, 300.0, 5.0])], Silent())
+    assert 5 < np.asarray(family.table_of(numbers, times).rows.time).min()
