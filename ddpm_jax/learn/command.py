@@ -14,8 +14,9 @@ from ddpm_jax import checkpoint, drawing
 from ddpm_jax.learn import files
 from ddpm_jax.learn.family import numbers_of, table_of, times_of
 from ddpm_jax.learn.fit import HELD_OUT, Errors, Network, Pairs, Program, Report, draw, errors_of, fit, pair_key
-from ddpm_jax.learn.regression import Regression, path_of, searched
+from ddpm_jax.learn.regression import Regression, TeacherPath, path_of, searched
 from ddpm_jax.learn.start import HandMade, hand_made, ranked
+from ddpm_jax.samplers import Table
 from ddpm_jax.samplers.catalogue import make_table
 from ddpm_jax.schedules import Schedule
 from ddpm_jax.train.config import MOST_SEED
@@ -68,18 +69,17 @@ def run(arguments: LearnArguments, report: Report) -> tuple[Path, Errors, Errors
     files.refuse_existing(path)
     source = drawing.of_run(arguments.workdir, report.say)
     schedule = source.schedule
+    times = times_of(schedule)
     teacher = make_table(TEACHER, schedule, arguments.teacher_steps, TEACHER_GRID)
     make_denoise = lambda params: source.denoiser(source.model_fn(params))
     network = Network(make_denoise, (jax.device_put(source.params),), source.image_shape)
-    pairs, held_out = _teach(network, teacher, arguments, report)
+    way, pairs, held_out = _teach(network, teacher, arguments, report)
     begin = _start(schedule, network, pairs, arguments, report)
     before = errors_of(network, begin[0].table, held_out, arguments.batch_size)
-    way = path_of(network, teacher, pairs, arguments.batch_size)
-    regression = Regression(network, times_of(schedule), way, arguments.batch_size)
-    regressed = searched(regression, _grids(begin), report)
-    program = Program(network, times_of(schedule), regressed, arguments.batch_size)
+    regressed = searched(Regression(network, times, way, arguments.batch_size), _grids(begin), report)
+    program = Program(network, times, regressed, arguments.batch_size)
     found = fit(program, regressed, pairs, held_out, num_updates=arguments.num_updates, report=report)
-    table = jax.tree.map(np.asarray, table_of(jax.tree.map(np.float32, found.numbers), times_of(schedule)))
+    table = jax.tree.map(np.asarray, table_of(jax.tree.map(np.float32, found.numbers), times))
     learned = files.from_table(table, _made(arguments, source, begin[0].name, before, found.held_out))
     after = errors_of(network, learned.table(), held_out, arguments.batch_size)  # of the file, not of the fit
     if not after.geometric_mean < before.geometric_mean:
@@ -106,14 +106,15 @@ def _check(arguments: LearnArguments) -> None:
         raise ValueError(f"start_grid is for start, got {arguments.start_grid!r} without it")
 
 
-def _teach(network: Network, teacher: Any, arguments: LearnArguments, report: Report) -> tuple[Pairs, Pairs]:
-    key = pair_key(arguments.seed)
+def _teach(
+    network: Network, teacher: Table, arguments: LearnArguments, report: Report
+) -> tuple[TeacherPath, Pairs, Pairs]:
+    """The teacher's path of the pairs, the pairs at its end, and the held-out ones."""
+    key, size = pair_key(arguments.seed), arguments.batch_size
     report.start("teacher", arguments.num_pairs + arguments.num_held_out, "image")
-
-    def made(first: int, count: int) -> Pairs:
-        return Pairs(key, first, draw(network, teacher, key, first, count, arguments.batch_size, report.advance))
-
-    return made(0, arguments.num_pairs), made(HELD_OUT, arguments.num_held_out)
+    way = path_of(network, teacher, key, 0, arguments.num_pairs, size, report.advance)
+    held_out = draw(network, teacher, key, HELD_OUT, arguments.num_held_out, size, report.advance)
+    return way, Pairs(key, 0, way.states[-1]), Pairs(key, HELD_OUT, held_out)
 
 
 def _start(

@@ -87,12 +87,46 @@ def errors(mean_squares: np.ndarray) -> Errors:
 
 def errors_between(images: np.ndarray, targets: np.ndarray) -> Errors:
     """Of images [P, ...] from the teacher's."""
-    return errors(np.mean(np.square(images - targets, dtype=np.float64), axis=tuple(range(1, images.ndim))))
+    return errors(mean_squares_between(images, targets))
+
+
+def mean_squares_between(images: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """m [P]."""
+    return np.mean(np.square(images - targets, dtype=np.float64), axis=tuple(range(1, images.ndim)))
 
 
 def loss_of(mean_squares: np.ndarray) -> float:
     """mean log(m_i + FLOOR^2), of m [P]."""
     return float(np.log(np.asarray(mean_squares, np.float64) + FLOOR**2).mean())
+
+
+def in_batches(
+    run: Callable[[Denoise, jax.Array, tuple[int, ...], jax.Array], Any],
+    network: Network,
+    key: jax.Array,
+    first_index: int,
+    count: int,
+    batch_size: int,
+    each: Callable[[int], None],
+) -> list[Any]:
+    """What run(denoise, key, shape, first index) makes of every batch, one program, on the host.
+
+    Each batch says its size; count is a multiple of batch_size.
+    """
+    shape = (batch_size, *network.image_shape)
+    program = jax.jit(lambda first, key, *data: run(network.make_denoise(*data), key, shape, first))
+    found = []
+    for first in range(first_index, first_index + count, batch_size):
+        found.append(jax.tree.map(np.asarray, program(np.uint32(first), key, *network.data)))
+        each(batch_size)
+    return found
+
+
+def finite(images: np.ndarray) -> np.ndarray:
+    """The images; FloatingPointError where they are not finite."""
+    if not np.isfinite(images).all():
+        raise FloatingPointError("images that are not finite")
+    return images
 
 
 def draw(
@@ -104,25 +138,13 @@ def draw(
     batch_size: int,
     each: Callable[[int], None] = lambda size: None,
 ) -> np.ndarray:
-    """x_0 [count, ...] of the table, in batches, of which each says its size; count is a multiple of batch_size.
+    """x_0 [count, ...] of the table, as `in_batches`.
 
     Raises:
       FloatingPointError: images that are not finite.
     """
-    shape = (batch_size, *network.image_shape)
-
-    @jax.jit
-    def run(first: jax.Array, key: jax.Array, *data: Any) -> jax.Array:
-        return samplers.sample(network.make_denoise(*data), table, key, shape, first_index=first)
-
-    batches = []
-    for first in range(0, count, batch_size):
-        batches.append(np.asarray(run(np.uint32(first_index + first), key, *network.data)))
-        each(batch_size)
-    images = np.concatenate(batches)
-    if not np.isfinite(images).all():
-        raise FloatingPointError("images that are not finite")
-    return images
+    run = lambda denoise, key, shape, first: samplers.sample(denoise, table, key, shape, first_index=first)
+    return finite(np.concatenate(in_batches(run, network, key, first_index, count, batch_size, each)))
 
 
 def errors_of(network: Network, table: Table, pairs: Pairs, batch_size: int) -> Errors:

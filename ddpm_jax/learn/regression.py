@@ -10,7 +10,7 @@ their gaps. A gradient cannot do this, since it does not leave the valley it beg
 Between two levels of the teacher its X / alpha is taken as linear in sigma / alpha, as one step of DDIM is.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +19,7 @@ from scipy.optimize import minimize
 
 from ddpm_jax import samplers
 from ddpm_jax.learn.family import Numbers, Times, gaps_of, levels_of, numbers_from
-from ddpm_jax.learn.fit import Network, Pairs, Report, loss_of
+from ddpm_jax.learn.fit import Network, Report, finite, in_batches, loss_of, mean_squares_between
 from ddpm_jax.samplers import Row, Table
 
 RIDGE = 1e-7  # of the mean square of what is regressed on, as x_0's of neighbouring calls are nearly the same
@@ -30,7 +30,7 @@ SIMPLEX = 0.4  # its edge at the start, in logarithms of gaps
 BEGINS, EVALUATIONS = 3, 10  # searches, from the best; evaluations of each for each call of the network
 
 
-class Path(NamedTuple):
+class TeacherPath(NamedTuple):
     """What the teacher makes of x_T on its way: X / alpha at levels sigma / alpha that decrease to 0."""
 
     x_T: np.ndarray  # [P, ...]
@@ -44,24 +44,33 @@ class Path(NamedTuple):
         return (1 - share) * self.states[after - 1] + share * self.states[after]
 
 
-def path_of(network: Network, teacher: Table, pairs: Pairs, batch_size: int) -> Path:
-    """Of all pairs, on the host: as many images as the teacher has calls times pairs."""
-    run = jax.jit(
-        lambda first, key, *data: samplers.trajectory(
-            network.make_denoise(*data), teacher, key, (batch_size, *network.image_shape), first_index=first
-        )[1]
-    )
-    firsts = range(pairs.first_index, pairs.first_index + len(pairs.targets), batch_size)
-    states = np.concatenate([np.asarray(run(np.uint32(first), pairs.key, *network.data)) for first in firsts], axis=1)
-    alpha = teacher.rows.alpha.reshape(-1, *[1] * pairs.targets.ndim).astype(np.float32)
+def path_of(
+    network: Network,
+    teacher: Table,
+    key: jax.Array,
+    first_index: int,
+    count: int,
+    batch_size: int,
+    each: Callable[[int], None] = lambda size: None,
+) -> TeacherPath:
+    """Of count images, as `fit.in_batches`; the host holds as many of each as the teacher has calls.
+
+    Raises:
+      FloatingPointError: images that are not finite.
+    """
+    run = lambda denoise, key, shape, first: samplers.trajectory(denoise, teacher, key, shape, first_index=first)
+    found = in_batches(run, network, key, first_index, count, batch_size, each)
+    x_0 = finite(np.concatenate([x_0 for x_0, _ in found]))
+    states = np.concatenate([states for _, states in found], axis=1)
+    alpha = teacher.rows.alpha.reshape(-1, *[1] * x_0.ndim).astype(np.float32)
     ratios = np.append(teacher.rows.sigma / teacher.rows.alpha, 0)
-    return Path(states[0] / np.float32(teacher.init), ratios, np.concatenate([states / alpha, pairs.targets[None]]))
+    return TeacherPath(states[0] / np.float32(teacher.init), ratios, np.concatenate([states / alpha, x_0[None]]))
 
 
 class Regression:
     """Numbers from gaps, on one path; the network sees batch_size images at once."""
 
-    def __init__(self, network: Network, schedule: Times, path: Path, batch_size: int) -> None:
+    def __init__(self, network: Network, schedule: Times, path: TeacherPath, batch_size: int) -> None:
         self.path, self.schedule, self._data, self._batch_size = path, schedule, network.data, batch_size
 
         @jax.jit
@@ -108,8 +117,7 @@ def searched(regression: Regression, grids: Iterable[np.ndarray], report: Report
 
     def loss(gaps: np.ndarray) -> float:
         nonlocal least
-        images = regression(gaps)[1].astype(np.float64)
-        found = loss_of(np.mean((images - regression.path.states[-1]) ** 2, axis=tuple(range(1, images.ndim))))
+        found = loss_of(mean_squares_between(regression(gaps)[1].astype(np.float64), regression.path.states[-1]))
         found = found if np.isfinite(found) else np.inf
         least = min(least, found)
         report.advance(1, f"error {np.exp(least / 2):.4f}")

@@ -18,8 +18,7 @@ KEY = fit.pair_key(0)
 def regression_of(scale, num_images=16):
     net = network(scale)
     teacher = make_table("unipc", SCHEDULE, 60, "karras")
-    pairs = fit.Pairs(KEY, 3, fit.draw(net, teacher, KEY, 3, num_images, 8))
-    return regression.Regression(net, TIMES, regression.path_of(net, teacher, pairs, 8), 8)
+    return regression.Regression(net, TIMES, regression.path_of(net, teacher, KEY, 3, num_images, 8), 8)
 
 
 def rms(images, path):
@@ -39,6 +38,16 @@ def test_the_path_is_the_flow_of_a_gaussian():
     np.testing.assert_array_equal(path.at(path.ratios[7]), path.states[7])
     np.testing.assert_array_equal(path.at(0.0), path.states[-1])
     np.testing.assert_array_equal(path.at(2 * path.ratios[0]), path.states[0])
+
+
+def test_the_path_ends_where_the_teacher_does():
+    """Its images, in as many batches; one that is not finite is refused."""
+    net, teacher, told = network(0.5), make_table("unipc", SCHEDULE, 60, "karras"), []
+    path = regression.path_of(net, teacher, KEY, 3, 16, 8, told.append)
+    np.testing.assert_array_equal(path.states[-1], fit.draw(net, teacher, KEY, 3, 16, 8))
+    assert told == [8, 8]
+    with pytest.raises(FloatingPointError, match="images that are not finite"):
+        regression.path_of(network(np.nan), teacher, KEY, 3, 16, 8)
 
 
 @pytest.mark.parametrize("num_calls", [1, 4])
