@@ -40,8 +40,8 @@ class LearnArguments:
     """Images of the teacher to learn from; the host holds teacher_steps states of each."""
     num_held_out: int = 128
     """Other images of the teacher, on which errors are measured."""
-    num_updates: int = 12
-    """Gauss-Newton updates."""
+    num_updates: int = 24
+    """Most Gauss-Newton updates; it ends before where they gain little."""
     batch_size: int = 32
     """Images at once; the number of pairs and of held-out images are multiples of it."""
     teacher_steps: int = 100
@@ -77,7 +77,7 @@ def run(arguments: LearnArguments, report: Report) -> tuple[Path, Errors, Errors
     begin = _start(schedule, network, pairs, arguments, report)
     before = errors_of(network, begin[0].table, held_out, arguments.batch_size)
     regressed = searched(Regression(network, times, way, arguments.batch_size), _grids(begin), report)
-    program = Program(network, times, regressed, arguments.batch_size)
+    program = Program(network, times, arguments.num_steps, arguments.batch_size)
     found = fit(program, regressed, pairs, held_out, num_updates=arguments.num_updates, report=report)
     table = jax.tree.map(np.asarray, table_of(jax.tree.map(np.float32, found.numbers), times))
     learned = files.from_table(table, _made(arguments, source, begin[0].name, before, found.held_out))

@@ -40,6 +40,11 @@ class Numbers(NamedTuple):
     keep: Leaf  # [N]
     weights: Leaf  # [N (N + 1) / 2] w_00; w_10, w_11; w_20, ...
 
+    @classmethod
+    def from_flat(cls, flat: Leaf, num_calls: int) -> "Numbers":
+        """Of all in one vector, in this order."""
+        return cls(flat[: num_calls + 1], flat[num_calls + 1 : 2 * num_calls + 1], flat[2 * num_calls + 1 :])
+
 
 class Times(NamedTuple):
     """The levels of a schedule between its timesteps."""
@@ -69,12 +74,27 @@ def _steps(gaps: Leaf, schedule: Times) -> tuple[jax.Array, jax.Array, jax.Array
     return time, alpha, sigma, ratio, next_alpha - ratio * alpha
 
 
+def assignments_of(numbers: Numbers, schedule: Times) -> jax.Array:
+    """[N, N + 2], row k is time_k and c_k of X <- c_k0 X + c_k1 x_0^(0) + ... + c_k,k+1 x_0^(k), then zeros.
+
+    Differentiable in the numbers; `in_use` says which entries are not such zeros.
+    """
+    time, _, _, ratio, size = _steps(numbers.gaps, schedule)
+    weights = jnp.zeros((len(time), len(time)), time.dtype).at[np.tril_indices(len(time))].set(numbers.weights)
+    return jnp.column_stack([time, ratio + numbers.keep, size[:, None] * weights])
+
+
+def in_use(num_calls: int) -> np.ndarray:
+    """Of `assignments_of`, [N, N + 2]: all but the zeros."""
+    return np.tri(num_calls, num_calls + 2, 2, dtype=bool)
+
+
 def table_of(numbers: Numbers, schedule: Times) -> Table:
     """The table in normal form, differentiable in the numbers: N rows, registers X and x_0 of the first N - 1 calls."""
-    time, alpha, sigma, ratio, size = _steps(numbers.gaps, schedule)
+    rows = assignments_of(numbers, schedule)
+    time, kept, weights = rows[:, 0], rows[:, 1], rows[:, 2:]
+    alpha, sigma = schedule.at(time)
     n, dtype = len(time), time.dtype
-    kept = ratio + numbers.keep
-    weights = size[:, None] * jnp.zeros((n, n), dtype).at[np.tril_indices(n)].set(numbers.weights)
     own = jnp.diagonal(weights) + kept * alpha
     rows = jnp.concatenate([jnp.zeros((n, 1), dtype), jnp.tril(weights, -1)[:, : n - 1]], axis=1)
     rows = jnp.concatenate([rows, jnp.stack([own, kept * sigma, jnp.zeros_like(own)], axis=1)], axis=1)

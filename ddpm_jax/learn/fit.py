@@ -7,9 +7,9 @@ The logarithm is what makes it work: where the flow has a watershed, a few x_T e
 with any table of few calls; they are most of the mean of m_i, and nothing can be learned from them. exp of half the
 loss is the geometric mean of the pairs' root mean square errors (20 dB of peak signal-to-noise ratio are a factor 10).
 
-Numbers are few and pixels many: Gauss-Newton, with Levenberg's and Marquardt's damping. Each number's derivative is
-pushed forward through the scan with that of the others, so nothing is stored for a way back, and the network's
-parameters have no gradient, which in a loop is slow on a CPU.
+Numbers are few and pixels many: Gauss-Newton, with Levenberg's and Marquardt's damping. Derivatives are pushed forward
+through the calls, those by a late step's numbers through the last calls only: nothing is stored for a way back through
+all of them, and the network's parameters have no gradient, which in a loop is slow on a CPU.
 
 Randomness: pair i has the x_T of image i of pair_key(seed), as `samplers.sample` draws it; held-out pairs are those
 from HELD_OUT on, so they are the same whatever number of pairs is learned from.
@@ -17,23 +17,20 @@ from HELD_OUT on, so they are the same whatever number of pairs is learned from.
 Source: Shaul et al. 2024 (arXiv:2403.01329), the loss.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 
 from ddpm_jax import samplers
-from ddpm_jax.learn.family import Numbers, Times, table_of
-from ddpm_jax.samplers import Denoise, Table
+from ddpm_jax.learn.family import Numbers, Times, assignments_of, in_use, table_of
+from ddpm_jax.samplers import Denoise, Row, Table
 
 HELD_OUT = 2**31
 PAIR_KEY = np.uint32(2**32 - 2)  # so that pairs are not the images that `sample` draws with the same seed
 FLOOR = 1e-3  # of a root mean square error: about the teacher's own
-AT_ONCE = 16  # derivatives in one batch
 MOST_DAMPING = 1e8
 LEAST_GAIN = 1e-3  # of the loss: 0.05 % of the error
 
@@ -53,6 +50,12 @@ class Network:
     make_denoise: Callable[..., Denoise]
     data: tuple[Any, ...]
     image_shape: tuple[int, ...]
+
+
+def predict(network: Network, schedule: Times, x: jax.Array, time: jax.Array, data: tuple[Any, ...]) -> jax.Array:
+    """x_0 [B, ...] of one call at any time of the schedule."""
+    alpha, sigma = schedule.at(time)
+    return network.make_denoise(*data)(x, Row(time, alpha, sigma, 0.0, 0.0, np.zeros((1, 4)))).x_0
 
 
 class Pairs(NamedTuple):
@@ -160,8 +163,7 @@ def fit(
 
     The held-out pairs are only watched: nothing is chosen by them.
     """
-    flat, unravel = _flat(start)
-    numbers, damping = np.asarray(flat), 1e-2
+    numbers, damping = np.concatenate(start).astype(np.float32), 1e-2
     loss = loss_of(program.mean_squares(numbers, pairs))
     known = [errors(program.mean_squares(numbers, held_out))]
     report.start("learning", num_updates, "update")
@@ -184,52 +186,72 @@ def fit(
         if gain < LEAST_GAIN:
             report.say(f"learned: update {done + 1} made the error of the pairs {gain / 2:.2%} less")
             break
-    return Fitted(jax.tree.map(np.asarray, unravel(jnp.asarray(numbers))), known)
-
-
-def _flat(numbers: Numbers) -> tuple[jax.Array, Callable[[jax.Array], Numbers]]:
-    return ravel_pytree(jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), numbers))
+    return Fitted(Numbers.from_flat(numbers, len(start.keep)), known)
 
 
 class Program:
-    """What is compiled, for one number of calls and one batch size; `like` is any numbers for so many calls."""
+    """What is compiled, for one number of calls and one batch size."""
 
-    def __init__(self, network: Network, schedule: Times, like: Numbers, batch_size: int) -> None:
+    def __init__(self, network: Network, schedule: Times, num_calls: int, batch_size: int) -> None:
         self._data, self._batch_size = network.data, batch_size
-        unravel = _flat(like)[1]
         shape = (batch_size, *network.image_shape)
+        self._in_use = in_use(num_calls)
+        assignments = lambda numbers: assignments_of(Numbers.from_flat(numbers, num_calls), schedule)
+        self._assignments, self._chain = jax.jit(assignments), jax.jit(jax.jacfwd(assignments))
 
-        def difference(numbers: jax.Array, first: jax.Array, key: jax.Array, target: jax.Array, data: Any) -> jax.Array:
-            denoise, table = network.make_denoise(*data), table_of(unravel(numbers), schedule)
-            x_0 = samplers.sample(denoise, table, key, shape, first_index=first)
-            return (x_0 - target).reshape(batch_size, -1)
+        def run(numbers: jax.Array, first: jax.Array, key: jax.Array, data: Any) -> tuple[jax.Array, jax.Array]:
+            denoise, table = network.make_denoise(*data), table_of(Numbers.from_flat(numbers, num_calls), schedule)
+            return samplers.trajectory(denoise, table, key, shape, first_index=first)
 
-        @jax.jit
-        def normal(numbers: jax.Array, *batch: Any) -> tuple[jax.Array, jax.Array]:
-            push = lambda direction: jax.jvp(lambda v: difference(v, *batch), (numbers,), (direction,))[1]
-            jacobian = jax.lax.map(push, jnp.eye(len(numbers)), batch_size=min(AT_ONCE, len(numbers)))  # [n, B, D]
-            found = difference(numbers, *batch)
-            weights = jax.lax.rsqrt(jnp.mean(found**2, axis=1, keepdims=True) + FLOOR**2)
-            jacobian = (weights[None] * jacobian).reshape(len(numbers), -1)
-            found = (weights * found).ravel()
-            product = lambda b: jnp.matmul(jacobian, b, precision=jax.lax.Precision.HIGHEST)
-            return product(jacobian.T), product(found)
+        def linear(x: jax.Array, time: jax.Array, data: Any) -> tuple[jax.Array, Callable[..., jax.Array]]:
+            return jax.linearize(lambda x, time: predict(network, schedule, x, time, data), x, time)
 
-        self._normal = normal
-        self._mean_squares = jax.jit(lambda *arguments: jnp.mean(difference(*arguments) ** 2, axis=1))
+        self._run, self._linear = jax.jit(run), jax.jit(linear)
+        self._push = jax.jit(lambda linear, dx, dtime: linear(dx, dtime))
 
-    def _batches(self, pairs: Pairs) -> list[tuple[Any, ...]]:
-        size = self._batch_size
-        return [(np.uint32(pairs.first_index + i), pairs.key, pairs.targets[i : i + size], self._data)
-                for i in range(0, len(pairs.targets), size)]  # fmt: skip
+    def _batches(self, pairs: Pairs) -> Iterator[tuple[np.uint32, np.ndarray]]:
+        """Index of the first image, and the targets."""
+        for i in range(0, len(pairs.targets), self._batch_size):
+            yield np.uint32(pairs.first_index + i), pairs.targets[i : i + self._batch_size]
+
+    def mean_squares(self, numbers: np.ndarray, pairs: Pairs) -> np.ndarray:
+        """m [P]."""
+        runs = [self._run(numbers, first, pairs.key, self._data)[0] for first, _ in self._batches(pairs)]
+        return mean_squares_between(np.concatenate(runs), pairs.targets)
 
     def normal_equations(self, numbers: np.ndarray, pairs: Pairs) -> tuple[np.ndarray, np.ndarray]:
         """(J^T W J, J^T W r) in float64, W = 1 / (m_i + FLOOR^2): half of the loss' Gauss-Newton curvature and slope,
         times pixels."""
-        found = [self._normal(numbers, *batch) for batch in self._batches(pairs)]
-        curvature, slope = (sum(np.asarray(part, np.float64) for part in parts) for parts in zip(*found, strict=True))
-        return np.asarray(curvature), np.asarray(slope)
+        with jax.enable_x64(True):
+            # Of the assignments, which are what a step is linear in, by the numbers.
+            chain = np.asarray(self._chain(numbers.astype(np.float64)))[self._in_use]
+        curvature, slope = np.zeros((len(chain), len(chain))), np.zeros(len(chain))
+        for first, targets in self._batches(pairs):
+            x_0, states = self._run(numbers, first, pairs.key, self._data)
+            found = (np.asarray(x_0, np.float64) - targets).reshape(len(targets), -1)
+            weights = 1 / np.sqrt(np.mean(found**2, axis=1, keepdims=True) + FLOOR**2)
+            jacobian = self._jacobian(numbers, np.asarray(states)).astype(np.float64).reshape(len(chain), *found.shape)
+            jacobian = (weights * jacobian).reshape(len(chain), -1)
+            curvature += jacobian @ jacobian.T
+            slope += jacobian @ (weights * found).ravel()
+        return chain.T @ curvature @ chain, chain.T @ slope
 
-    def mean_squares(self, numbers: np.ndarray, pairs: Pairs) -> np.ndarray:
-        """m [P]."""
-        return np.concatenate([np.asarray(self._mean_squares(numbers, *batch)) for batch in self._batches(pairs)])
+    def _jacobian(self, numbers: np.ndarray, states: np.ndarray) -> np.ndarray:
+        """Derivatives of x_0 [B, ...] by every assignment in use, [F, B, ...], from X [N, B, ...] at every call.
+
+        What row k assigns is seen by the calls after k only, its time by call k too: each call is linearized once, and
+        as many directions go through it as there are numbers before it.
+        """
+        rows, ends = np.asarray(self._assignments(numbers)), np.cumsum(self._in_use.sum(axis=1))
+        dx = np.zeros((ends[-1], *states.shape[1:]), np.float32)
+        dx_0, predicted = np.zeros((len(rows), *dx.shape), np.float32), []
+        for k, (time, kept, *weights) in enumerate(rows):
+            x_0, linear = self._linear(states[k], time, self._data)
+            predicted.append(x_0)
+            own = ends[k] - k - 3  # of this row's k + 3 entries the first, its time
+            for j in range(own):
+                dx_0[k, j] = self._push(linear, dx[j], np.float32(0))
+            dx_0[k, own] = self._push(linear, dx[own], np.float32(1))
+            dx = kept * dx + np.tensordot(np.array(weights), dx_0, 1)
+            dx[own + 1 : ends[k]] = np.stack([states[k], *predicted])
+        return dx

@@ -11,7 +11,7 @@ Between two levels of the teacher its X / alpha is taken as linear in sigma / al
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -19,8 +19,8 @@ from scipy.optimize import minimize
 
 from ddpm_jax import samplers
 from ddpm_jax.learn.family import Numbers, Times, gaps_of, levels_of, numbers_from
-from ddpm_jax.learn.fit import Network, Report, finite, in_batches, loss_of, mean_squares_between
-from ddpm_jax.samplers import Row, Table
+from ddpm_jax.learn.fit import Network, Report, finite, in_batches, loss_of, mean_squares_between, predict
+from ddpm_jax.samplers import Table
 
 RIDGE = 1e-7  # of the mean square of what is regressed on, as x_0's of neighbouring calls are nearly the same
 # The times that the search begins with, in units of those it is given. Hand-made grids spend their first call near
@@ -72,12 +72,7 @@ class Regression:
 
     def __init__(self, network: Network, schedule: Times, path: TeacherPath, batch_size: int) -> None:
         self.path, self.schedule, self._data, self._batch_size = path, schedule, network.data, batch_size
-
-        @jax.jit
-        def predict(x: jax.Array, time: Any, alpha: Any, sigma: Any, data: Any) -> jax.Array:
-            return network.make_denoise(*data)(x, Row(time, alpha, sigma, 0.0, 0.0, np.zeros((1, 4)))).x_0
-
-        self._predict = predict
+        self._predict = jax.jit(lambda x, time, data: predict(network, schedule, x, time, data))
 
     def __call__(self, gaps: np.ndarray) -> tuple[Numbers, np.ndarray]:
         """The numbers, and the images [P, ...] that their table makes."""
@@ -86,7 +81,7 @@ class Regression:
         basis, steps = [first * self.path.x_T], []
         for k, level in enumerate(levels):
             batches = np.split(basis[0], len(basis[0]) // self._batch_size)
-            basis.append(np.concatenate([self._predict(x, *level, self._data) for x in batches]))
+            basis.append(np.concatenate([self._predict(x, level[0], self._data) for x in batches]))
             _, alpha, sigma = levels[k + 1] if k + 1 < len(levels) else (0, 1, 0)
             steps.append(_regressed(basis, alpha * self.path.at(sigma / alpha)))
             basis[0] = np.tensordot(steps[-1].astype(np.float32), np.stack(basis), 1)

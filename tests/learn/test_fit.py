@@ -26,7 +26,7 @@ def fitted(scale, name, num_calls, num_updates, seed=0, report=None):
     net = network(scale)
     begin = family.numbers_of(make_table(name, SCHEDULE, num_calls, "trailing"), SCHEDULE)
     training, held_out = pairs_of(net, 0, 32, seed=seed), pairs_of(net, fit.HELD_OUT, 16, seed=seed)
-    program = fit.Program(net, TIMES, begin, 8)
+    program = fit.Program(net, TIMES, num_calls, 8)
     return fit.fit(program, begin, training, held_out, num_updates=num_updates, report=report or Silent())
 
 
@@ -71,27 +71,32 @@ def test_the_same_seed_is_the_same_table():
     assert (a.weights != c.weights).any()
 
 
-def test_the_normal_equations_hold_the_gradient_of_the_loss(highest):
-    """2 / (D P) J^T W r is the gradient of mean log(m + FLOOR^2), here by reverse mode through the scan."""
+@pytest.mark.parametrize("num_calls", [1, 4])
+def test_the_normal_equations_are_those_of_derivatives_through_the_scan(highest, num_calls):
+    """J^T W J and J^T W r with J by forward mode through `sample`; 2 / (D P) J^T W r is the gradient of the loss."""
     net = network(0.5)
-    begin = jax.tree.map(
-        lambda leaf: jnp.asarray(leaf, jnp.float32),
-        family.numbers_of(make_table("unipc", SCHEDULE, 3, "quad"), SCHEDULE),
-    )
-    flat, unravel = jax.flatten_util.ravel_pytree(begin)
-    training = pairs_of(net, 0, 16)
-    curvature, slope = fit.Program(net, TIMES, begin, 8).normal_equations(np.asarray(flat), training)
+    begin = family.numbers_of(make_table("ddim", SCHEDULE, num_calls, "quad"), SCHEDULE)
+    rng = np.random.default_rng(0)  # no number is 0, so that each call sees all before it
+    numbers = np.concatenate(begin).astype(np.float32) + rng.normal(0, 0.05, sum(map(len, begin))).astype(np.float32)
+    training = pairs_of(net, 3, 16)
+    curvature, slope = fit.Program(net, TIMES, num_calls, 8).normal_equations(numbers, training)
 
-    def loss(numbers):
-        table = family.table_of(unravel(numbers), TIMES)
+    def left(numbers):
+        table = family.table_of(family.Numbers.from_flat(numbers, num_calls), TIMES)
         shape = training.targets.shape
-        x_0 = samplers.sample(exact_gaussian(jnp.float32(0.5)), table, training.key, shape)
-        return jnp.mean(jnp.log(jnp.mean((x_0 - training.targets) ** 2, axis=(1, 2, 3)) + fit.FLOOR**2))
+        x_0 = samplers.sample(exact_gaussian(jnp.float32(0.5)), table, training.key, shape, first_index=3)
+        return (x_0 - training.targets).reshape(16, -1)
 
-    gradient = jax.grad(loss)(flat)
-    np.testing.assert_allclose(2 / (4 * 16) * slope, gradient, rtol=2e-3, atol=1e-4 * np.abs(gradient).max())
-    np.testing.assert_allclose(curvature, curvature.T, rtol=1e-5, atol=1e-5 * curvature.max())
-    assert np.linalg.eigvalsh(curvature).min() > -1e-5 * np.linalg.eigvalsh(curvature).max()
+    loss = lambda numbers: jnp.mean(jnp.log(jnp.mean(left(numbers) ** 2, axis=1) + fit.FLOOR**2))
+    residual, jacobian = map(np.asarray, jax.jit(lambda numbers: (left(numbers), jax.jacfwd(left)(numbers)))(numbers))
+    weighted = jacobian / (np.mean(residual**2, axis=1)[:, None, None] + fit.FLOOR**2)
+    tolerance = lambda expected: {"rtol": 2e-3, "atol": 1e-4 * np.abs(expected).max()}
+    expected = np.einsum("ipv,ipw->vw", weighted, jacobian)
+    np.testing.assert_allclose(curvature, expected, **tolerance(expected))
+    expected = np.einsum("ipv,ip->v", weighted, residual)
+    np.testing.assert_allclose(slope, expected, **tolerance(expected))
+    gradient = jax.jit(jax.grad(loss))(numbers)
+    np.testing.assert_allclose(2 / (4 * 16) * slope, gradient, **tolerance(gradient))
 
 
 def test_errors_of_pairs():
