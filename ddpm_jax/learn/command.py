@@ -13,7 +13,7 @@ import tyro
 from ddpm_jax import checkpoint, drawing
 from ddpm_jax.learn import files
 from ddpm_jax.learn.family import numbers_of, table_of, times_of
-from ddpm_jax.learn.fit import HELD_OUT, Errors, Network, Pairs, Program, Report, draw, errors_of, fit_best, pair_key
+from ddpm_jax.learn.fit import HELD_OUT, Errors, Network, Pairs, Program, Report, draw, errors_of, fit, pair_key
 from ddpm_jax.learn.regression import Regression, TeacherPath, path_of, searched
 from ddpm_jax.learn.start import HandMade, hand_made, ranked
 from ddpm_jax.samplers import Table
@@ -25,7 +25,7 @@ from ddpm_jax.train.fields import at_least
 FOLDER = "samplers"
 # How near 100 of its calls are to more of them: docs/learned_samplers.md.
 TEACHER, TEACHER_GRID = "unipc", "karras"
-NEAREST, SAME = 5, 0.03  # grids of hand-made tables with which searches of times begin
+NEAREST = 6  # grids of hand-made tables with which the search of times begins
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class LearnArguments:
     num_held_out: int = 128
     """Other images of the teacher, on which errors are measured."""
     num_updates: int = 24
-    """Most Gauss-Newton updates of the best start; fits end before where an update gains little."""
+    """Most Gauss-Newton updates; it ends before where they gain little."""
     batch_size: int = 32
     """Images at once; the number of pairs and of held-out images are multiples of it."""
     teacher_steps: int = 100
@@ -78,7 +78,7 @@ def run(arguments: LearnArguments, report: Report) -> tuple[Path, Errors, Errors
     before = errors_of(network, begin[0].table, held_out, arguments.batch_size)
     regressed = searched(Regression(network, times, way, arguments.batch_size), _grids(begin), report)
     program = Program(network, times, arguments.num_steps, arguments.batch_size)
-    found = fit_best(program, regressed, pairs, held_out, num_updates=arguments.num_updates, report=report)
+    found = fit(program, regressed, pairs, held_out, num_updates=arguments.num_updates, report=report)
     table = jax.tree.map(np.asarray, table_of(jax.tree.map(np.float32, found.numbers), times))
     learned = files.from_table(table, _made(arguments, source, begin[0].name, before, found.held_out))
     after = errors_of(network, learned.table(), held_out, arguments.batch_size)  # of the file, not of the fit
@@ -136,12 +136,11 @@ def _start(
 
 
 def _grids(items: list[HandMade]) -> list[np.ndarray]:
-    """The times of the first tables that differ: at some call by more than SAME of the whole time."""
-    different: list[np.ndarray] = []
-    for times in (item.table.rows.time for item in items):
-        if all(np.abs(times - other).max() > SAME * max(times[0], other[0]) for other in different):
-            different.append(times)
-    return different[:NEAREST]
+    """The times of the first tables with different ones."""
+    different: dict[tuple[float, ...], np.ndarray] = {}
+    for item in items:
+        different.setdefault(tuple(np.round(item.table.rows.time)), item.table.rows.time)
+    return list(different.values())[:NEAREST]
 
 
 def _fits(item: HandMade, schedule: Schedule) -> bool:

@@ -17,7 +17,7 @@ from HELD_OUT on, so they are the same whatever number of pairs is learned from.
 Source: Shaul et al. 2024 (arXiv:2403.01329), the loss.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -32,7 +32,6 @@ HELD_OUT = 2**31
 PAIR_KEY = np.uint32(2**32 - 2)  # so that pairs are not the images that `sample` draws with the same seed
 FLOOR = 1e-3  # of a root mean square error: about the teacher's own
 MOST_DAMPING = 1e8
-TRIAL = 5  # updates
 LEAST_GAIN = 1e-3  # of the loss: 0.05 % of the error
 
 
@@ -76,7 +75,6 @@ class Errors(NamedTuple):
 
 class Fitted(NamedTuple):
     numbers: Numbers
-    loss: float  # of the pairs
     held_out: list[Errors]  # of the start and after every update
 
 
@@ -188,22 +186,7 @@ def fit(
         if gain < LEAST_GAIN:
             report.say(f"learned: update {done + 1} made the error of the pairs {gain / 2:.2%} less")
             break
-    return Fitted(Numbers.from_flat(numbers, len(start.keep)), loss, known)
-
-
-def fit_best(
-    program: "Program", starts: Iterable[Numbers], pairs: Pairs, held_out: Pairs, *, num_updates: int, report: Report
-) -> Fitted:
-    """As `fit`, from the start whose fit has the least loss after the first TRIAL updates.
-
-    Times hardly leave the valley they begin in, and which valley is deepest does not show before.
-    """
-    least = min(TRIAL, num_updates)
-    trials = [fit(program, start, pairs, held_out, num_updates=least, report=report) for start in starts]
-    best = min(trials, key=lambda trial: np.nan_to_num(trial.loss, nan=np.inf))
-    report.say(f"going on with the best of {len(trials)} starts, error of the pairs {np.exp(best.loss / 2):.4f}")
-    rest = fit(program, best.numbers, pairs, held_out, num_updates=num_updates - least, report=report)
-    return rest._replace(held_out=best.held_out + rest.held_out[1:])
+    return Fitted(Numbers.from_flat(numbers, len(start.keep)), known)
 
 
 class Program:
@@ -221,6 +204,7 @@ class Program:
             return samplers.trajectory(denoise, table, key, shape, first_index=first)
 
         def linear(x: jax.Array, time: jax.Array, data: Any) -> tuple[jax.Array, Callable[..., jax.Array]]:
+            # What it returns is a pytree, so that it can leave this program and enter the next.
             return jax.linearize(lambda x, time: predict(network, schedule, x, time, data), x, time)
 
         self._run, self._linear = jax.jit(run), jax.jit(linear)

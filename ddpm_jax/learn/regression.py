@@ -27,7 +27,7 @@ RIDGE = 1e-7  # of the mean square of what is regressed on, as x_0's of neighbou
 # T - 1, where it says little.
 SHARES = (1.0, 0.9, 0.8, 0.65, 0.5)
 SIMPLEX = 0.4  # its edge at the start, in logarithms of gaps
-EVALUATIONS = 10  # of each search, for each call of the network
+BEGINS, EVALUATIONS = 3, 10  # searches, from the best; evaluations of each for each call of the network
 
 
 class TeacherPath(NamedTuple):
@@ -96,18 +96,19 @@ def _regressed(basis: list[np.ndarray], target: np.ndarray) -> np.ndarray:
     return np.linalg.solve(squares, columns.T @ target.ravel().astype(np.float64))
 
 
-def searched(regression: Regression, grids: Iterable[np.ndarray], report: Report) -> list[Numbers]:
-    """The numbers of times whose regression comes near to the teacher: those that a search from the best share of each
-    grid ends at, the nearest first.
+def searched(regression: Regression, grids: Iterable[np.ndarray], report: Report) -> Numbers:
+    """The numbers of the times whose regression comes nearest to the teacher, from the best shares of the grids.
 
     Args:
       regression: on the path.
       grids: times [N] to begin with, N the same for all.
       report: told every evaluation.
     """
-    first, grids = regression.schedule.times[0], list(grids)
-    num_calls, least = len(grids[0]), np.inf
-    report.start("searching times", len(grids) * (len(SHARES) + EVALUATIONS * num_calls), "evaluation")
+    first = regression.schedule.times[0]
+    begins = [gaps_of(first + share * (times - first), regression.schedule) for times in grids for share in SHARES]
+    num_calls = len(begins[0]) - 1
+    report.start("searching times", len(begins) + BEGINS * EVALUATIONS * num_calls, "evaluation")
+    least = np.inf
 
     def loss(gaps: np.ndarray) -> float:
         nonlocal least
@@ -117,9 +118,6 @@ def searched(regression: Regression, grids: Iterable[np.ndarray], report: Report
         report.advance(1, f"error {np.exp(least / 2):.4f}")
         return found
 
-    def best_share(times: np.ndarray) -> np.ndarray:
-        return min((gaps_of(first + share * (times - first), regression.schedule) for share in SHARES), key=loss)
-
     def nearest(begin: np.ndarray) -> tuple[float, np.ndarray]:
         edges = SIMPLEX * np.eye(num_calls, num_calls + 1)  # a constant added to all gaps changes nothing
         corners = np.vstack([begin, begin + edges])[:, :-1]
@@ -128,5 +126,5 @@ def searched(regression: Regression, grids: Iterable[np.ndarray], report: Report
         found = minimize(lambda free: loss(full(free)), corners[0], method="Nelder-Mead", options=options)
         return found.fun, full(found.x)
 
-    ends = sorted((nearest(best_share(times)) for times in grids), key=lambda end: end[0])
-    return [regression(gaps)[0] for _, gaps in ends]
+    ends = [nearest(begin) for begin in sorted(begins, key=loss)[:BEGINS]]
+    return regression(min(ends, key=lambda end: end[0])[1])[0]

@@ -64,27 +64,6 @@ def test_a_fit_ends_where_an_update_gains_little(monkeypatch):
     assert 1 <= updates[0] < updates[1] < updates[2] == 12
 
 
-def test_the_best_start_is_that_of_the_least_loss_after_the_first_updates(monkeypatch):
-    """Not that which begins best: after one update the order of these two is the other way round."""
-    net, report = network(0.5), Silent()
-    begins = [
-        family.numbers_of(make_table(name, SCHEDULE, 3, grid), SCHEDULE)
-        for name, grid in (("unipc", "karras"), ("ddim", "karras"))
-    ]
-    training, held_out = pairs_of(net, 0, 32), pairs_of(net, fit.HELD_OUT, 16)
-    program = fit.Program(net, TIMES, 3, 8)
-    begun = [program.mean_squares(np.concatenate(begin).astype(np.float32), training) for begin in begins]
-    assert fit.loss_of(begun[0]) < fit.loss_of(begun[1])
-    monkeypatch.setattr(fit, "TRIAL", 1)
-    alone = [fit.fit(program, begin, training, held_out, num_updates=1, report=report) for begin in begins]
-    assert alone[1].loss < alone[0].loss
-    for num_updates in (1, 4):
-        found = fit.fit_best(program, begins, training, held_out, num_updates=num_updates, report=report)
-        assert found.held_out[:2] == alone[1].held_out and len(found.held_out) == 1 + num_updates
-        assert found.loss == fit.loss_of(program.mean_squares(np.concatenate(found.numbers), training))
-        assert found.loss == alone[1].loss if num_updates == 1 else found.loss < alone[1].loss
-
-
 @pytest.mark.slow
 def test_the_same_seed_is_the_same_table():
     a, b, c = (fitted(0.5, "ddim", 2, 2, seed).numbers for seed in (0, 0, 1))
