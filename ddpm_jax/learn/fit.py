@@ -226,33 +226,34 @@ class Program:
         with jax.enable_x64(True):
             # Of the assignments, which are what a step is linear in, by the numbers.
             chain = np.asarray(self._chain(numbers.astype(np.float64)))[self._in_use]
+        rows = np.asarray(self._assignments(numbers))
         curvature, slope = np.zeros((len(chain), len(chain))), np.zeros(len(chain))
         for first, targets in self._batches(pairs):
             x_0, states = self._run(numbers, first, pairs.key, self._data)
             found = (np.asarray(x_0, np.float64) - targets).reshape(len(targets), -1)
             weights = 1 / np.sqrt(np.mean(found**2, axis=1, keepdims=True) + FLOOR**2)
-            jacobian = self._jacobian(numbers, np.asarray(states)).astype(np.float64).reshape(len(chain), *found.shape)
+            jacobian = self._jacobian(rows, np.asarray(states)).astype(np.float64).reshape(len(chain), *found.shape)
             jacobian = (weights * jacobian).reshape(len(chain), -1)
             curvature += jacobian @ jacobian.T
             slope += jacobian @ (weights * found).ravel()
         return chain.T @ curvature @ chain, chain.T @ slope
 
-    def _jacobian(self, numbers: np.ndarray, states: np.ndarray) -> np.ndarray:
-        """Derivatives of x_0 [B, ...] by every assignment in use, [F, B, ...], from X [N, B, ...] at every call.
+    def _jacobian(self, rows: np.ndarray, states: np.ndarray) -> np.ndarray:
+        """Derivatives of x_0 [B, ...] by every entry of the rows in use, [F, B, ...], from X [N, B, ...] at every call.
 
         What row k assigns is seen by the calls after k only, its time by call k too: each call is linearized once, and
         as many directions go through it as there are numbers before it.
         """
-        rows, ends = np.asarray(self._assignments(numbers)), np.cumsum(self._in_use.sum(axis=1))
+        counts = self._in_use.sum(axis=1)
+        ends = np.cumsum(counts)
         dx = np.zeros((ends[-1], *states.shape[1:]), np.float32)
         dx_0, predicted = np.zeros((len(rows), *dx.shape), np.float32), []
-        for k, (time, kept, *weights) in enumerate(rows):
+        for k, ((time, kept, *weights), own, end) in enumerate(zip(rows, ends - counts, ends, strict=True)):
             x_0, linear = self._linear(states[k], time, self._data)
             predicted.append(x_0)
-            own = ends[k] - k - 3  # of this row's k + 3 entries the first, its time
             for j in range(own):
                 dx_0[k, j] = self._push(linear, dx[j], np.float32(0))
-            dx_0[k, own] = self._push(linear, dx[own], np.float32(1))
+            dx_0[k, own] = self._push(linear, dx[own], np.float32(1))  # by the time, a row's first entry
             dx = kept * dx + np.tensordot(np.array(weights), dx_0, 1)
-            dx[own + 1 : ends[k]] = np.stack([states[k], *predicted])
+            dx[own + 1 : end] = np.stack([states[k], *predicted])
         return dx
