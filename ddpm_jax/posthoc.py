@@ -24,6 +24,7 @@ import orbax.checkpoint as ocp
 from ddpm_jax import checkpoint, processes
 from ddpm_jax.checkpoint import Say
 from ddpm_jax.names import choose
+from ddpm_jax.sealing import damage, seal
 from ddpm_jax.train import build
 from ddpm_jax.train.config import OptimizerConfig
 from ddpm_jax.train.ema import NARROWEST, WIDEST, Averages, gamma_of
@@ -125,14 +126,14 @@ def save(workdir: Path, state: TrainState, averages: Averages) -> None:
     before a run was resumed at an earlier step, and the same.
     """
     target = workdir.absolute() / FOLDER / str(int(state.step))
-    if processes.from_first(lambda: checkpoint.damage(target)) is None:
+    if processes.from_first(lambda: damage(target)) is None:
         return
     partial = target.with_name(target.name + ".partial")
     rows = jax.tree.map(lambda leaf: leaf[len(averages.decays) :], state.ema_stack)
     with ocp.StandardCheckpointer() as writer:
         writer.save(partial / ITEM, rows, force=True)
     if processes.is_first():
-        checkpoint.seal(partial)
+        seal(partial)
         if target.exists():
             shutil.rmtree(target)  # damaged
         partial.rename(target)
@@ -149,7 +150,7 @@ def snapshots(workdir: Path, say: Say) -> dict[int, Path]:
     found = {int(path.name): path for path in folder.glob("*") if path.name.isdecimal()}
     if not found:
         raise FileNotFoundError(f"no averages in {folder}: train with optimizer.ema_sigmas and train.average_every")
-    damaged = {step: reason for step, path in found.items() if (reason := checkpoint.damage(path)) is not None}
+    damaged = {step: reason for step, path in found.items() if (reason := damage(path)) is not None}
     reasons = "; ".join(f"{step}: {damaged[step]}" for step in sorted(damaged))
     if len(damaged) == len(found):
         raise ValueError(f"all averages in {folder} are damaged ({reasons})")

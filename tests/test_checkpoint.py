@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax import checkpoint
+from ddpm_jax import checkpoint, sealing
 from ddpm_jax.train import loop
 from ddpm_jax.train.config import (
     Config,
@@ -79,7 +79,7 @@ def fit(workdir, config=CONFIG):
     return notes
 
 
-def leaves(workdir, items=checkpoint.ITEMS):
+def leaves(workdir, items=sealing.ITEMS):
     """All arrays of the newest checkpoint, by name."""
     template = jax.eval_shape(loop.prepare(checkpoint.load_run(workdir).config).init)
     with checkpoint.checkpoints(workdir) as saved:
@@ -174,7 +174,7 @@ def test_restoring_onto_another_number_of_devices(uninterrupted):
             state = saved.restore(template, print)
         found = {
             name + jax.tree_util.keystr(path): np.asarray(leaf)
-            for name in checkpoint.ITEMS
+            for name in sealing.ITEMS
             for path, leaf in jax.tree_util.tree_leaves_with_path(getattr(state, name))
         }
         assert_same_leaves(found, expected)
@@ -228,14 +228,14 @@ def flip_a_bit(path):
 
 def test_any_damage_to_any_file_is_seen(run):
     directory = run / "checkpoints" / "8"
-    assert checkpoint.damage(directory) is None
-    for path in (p for item in checkpoint.ITEMS for p in (directory / item).rglob("*") if p.is_file()):
+    assert sealing.damage(directory) is None
+    for path in (p for item in sealing.ITEMS for p in (directory / item).rglob("*") if p.is_file()):
         content = path.read_bytes()
         for harm in (truncate, flip_a_bit, Path.unlink) if content else (Path.unlink,):
             harm(path)
-            assert path.name in checkpoint.damage(directory)
+            assert path.name in sealing.damage(directory)
             path.write_bytes(content)
-    assert checkpoint.damage(directory) is None
+    assert sealing.damage(directory) is None
 
 
 @pytest.mark.slow  # test_damage.py has a hundred

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from ddpm_jax import checkpoint, cli
+from ddpm_jax import checkpoint, cli, sealing
 from ddpm_jax.train import begin, build, leaves, loop, state
 from ddpm_jax.train.config import OptimizerConfig, ParallelConfig
 from tests.test_checkpoint import CONFIG, Notes, assert_same_leaves, fit, on_first_device, with_steps
@@ -63,7 +63,7 @@ def with_train(config=CONFIG, **options):
     return dataclasses.replace(config, train=dataclasses.replace(config.train, **options))
 
 
-def named(train_state, items=checkpoint.ITEMS):
+def named(train_state, items=sealing.ITEMS):
     """All arrays of a state, by name."""
     return {
         name + jax.tree_util.keystr(path): np.asarray(leaf)
@@ -178,7 +178,7 @@ def test_a_checkpoint_of_devices_that_are_not_here(whole, tmp_path, device):
         noted = json.loads(text)
         assert noted and "device" in text
         path.write_text(json.dumps(dict.fromkeys(noted, there)))
-    checkpoint.seal(directory)
+    sealing.seal(directory)
     found = held(run)
     assert_same_leaves(named(found), named(expected))
     assert all(leaf.devices() == {jax.local_devices()[0]} for leaf in jax.tree.leaves(found))
@@ -274,7 +274,7 @@ def test_an_optimizer_that_does_not_fit_begins_anew(whole):
 
 def test_a_fork_between_pmap_and_a_mesh(whole):
     run = loop.prepare(dataclasses.replace(CONFIG, parallel=ParallelConfig({"data": 2, "fsdp": 2})))
-    for what, items in {"all": checkpoint.ITEMS, "params": ("params",)}.items():
+    for what, items in {"all": sealing.ITEMS, "params": ("params",)}.items():
         found, _, _ = first_state(run, whole, what, num_steps=9)
         assert_same_leaves(named(found, items), named(held(whole), items))
         for leaf, expected in zip(jax.tree.leaves(found), jax.tree.leaves(run.template()), strict=True):

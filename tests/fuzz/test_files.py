@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.numpy import save
 
-from ddpm_jax import checkpoint, cli, data, export, interop
+from ddpm_jax import checkpoint, cli, data, export, interop, sealing
 from ddpm_jax.evaluate import files as sums_files
 from ddpm_jax.evaluate.table import empty
 from ddpm_jax.interop import files
@@ -258,12 +258,12 @@ def test_seals(examples, run, tmp_path):
     step = max((run / "checkpoints").iterdir())
     target = tmp_path / "step"
     shutil.copytree(step, target)
-    good = (step / checkpoint.SEAL).read_bytes()
+    good = (step / sealing.SEAL).read_bytes()
 
     def check(content):
-        (target / checkpoint.SEAL).write_bytes(content if isinstance(content, bytes) else content.encode())
-        found = checkpoint.damage(target)
-        assert isinstance(found, str) or json.loads((target / checkpoint.SEAL).read_bytes()) == json.loads(good)
+        (target / sealing.SEAL).write_bytes(content if isinstance(content, bytes) else content.encode())
+        found = sealing.damage(target)
+        assert isinstance(found, str) or json.loads((target / sealing.SEAL).read_bytes()) == json.loads(good)
 
     fuzz(examples, st.one_of(with_values(json.loads(good)), damaged(good)), check)
 
@@ -333,4 +333,4 @@ def test_a_good_run_is_read(run):
     """The material of this file is intact before it is damaged."""
     info = checkpoint.load_run(run)
     assert info.config.train == TrainConfig(num_steps=1, batch_size=8) and from_dict(to_dict(info), type(info)) == info
-    assert checkpoint.damage(max((run / "checkpoints").iterdir())) is None
+    assert sealing.damage(max((run / "checkpoints").iterdir())) is None
