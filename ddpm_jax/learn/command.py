@@ -40,7 +40,7 @@ class LearnArguments:
     """Images of the teacher to learn from; the host holds teacher_steps states of each."""
     num_held_out: int = 128
     """Other images of the teacher, on which errors are measured."""
-    num_updates: int = 24
+    num_updates: int = 40
     """Most Gauss-Newton updates; it ends before where they gain little."""
     batch_size: int = 32
     """Images at once; the number of pairs and of held-out images are multiples of it."""

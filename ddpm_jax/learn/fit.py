@@ -11,6 +11,11 @@ Numbers are few and pixels many: Gauss-Newton, with Levenberg's and Marquardt's 
 through the calls, those by a late step's numbers through the last calls only: nothing is stored for a way back through
 all of them, and the network's parameters have no gradient, which in a loop is slow on a CPU.
 
+By the time that the network is told, the derivative is a secant, see RIPPLE. Networks learn what to say at integer
+times, and between them their answer ripples with the fastest wave of the time's embedding: a little, but as steeply as
+it rises or falls in all, and a fit with exact derivatives stays in the ripple that it begins in. The loss ripples too,
+so on its way down it may rise a little. experiments/time_ripples.py measures them.
+
 Randomness: pair i has the x_T of image i of pair_key(seed), as `samplers.sample` draws it; held-out pairs are those
 from HELD_OUT on, so they are the same whatever number of pairs is learned from.
 
@@ -22,6 +27,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax import samplers
@@ -31,8 +37,11 @@ from ddpm_jax.samplers import Denoise, Row, Table
 HELD_OUT = 2**31
 PAIR_KEY = np.uint32(2**32 - 2)  # so that pairs are not the images that `sample` draws with the same seed
 FLOOR = 1e-3  # of a root mean square error: about the teacher's own
-MOST_DAMPING = 1e8
-LEAST_GAIN = 1e-3  # of the loss: 0.05 % of the error
+# Timesteps to each side of a secant: whole periods of the embedding's fastest wave, which is 1 radian a timestep.
+RIPPLE = 4 * np.pi
+RISE = 0.1  # of the loss above its least so far: 5 % of the error, what ripples make of it
+LEAST_DAMPING, MOST_DAMPING = 1e-8, 1e8
+LEAST_GAIN, PATIENCE = 1e-3, 6  # of the loss, 0.05 % of the error, in so many updates: where a fit ends
 
 
 class Report(Protocol):
@@ -52,10 +61,12 @@ class Network:
     image_shape: tuple[int, ...]
 
 
-def predict(network: Network, schedule: Times, x: jax.Array, time: jax.Array, data: tuple[Any, ...]) -> jax.Array:
-    """x_0 [B, ...] of one call at any time of the schedule."""
+def predict(
+    network: Network, schedule: Times, x: jax.Array, time: jax.Array, told: jax.Array, data: tuple[Any, ...]
+) -> jax.Array:
+    """x_0 [B, ...] of one call at the level of any time of the schedule; the network is told this time or another."""
     alpha, sigma = schedule.at(time)
-    return network.make_denoise(*data)(x, Row(time, alpha, sigma, 0.0, 0.0, np.zeros((1, 4)))).x_0
+    return network.make_denoise(*data)(x, Row(told, alpha, sigma, 0.0, 0.0, np.zeros((1, 4)))).x_0
 
 
 class Pairs(NamedTuple):
@@ -75,7 +86,7 @@ class Errors(NamedTuple):
 
 class Fitted(NamedTuple):
     numbers: Numbers
-    held_out: list[Errors]  # of the start and after every update
+    held_out: list[Errors]  # of the start, and after every update of the best numbers until then
 
 
 def pair_key(seed: int) -> jax.Array:
@@ -159,13 +170,14 @@ def errors_of(network: Network, table: Table, pairs: Pairs, batch_size: int) -> 
 def fit(
     program: "Program", start: Numbers, pairs: Pairs, held_out: Pairs, *, num_updates: int, report: Report
 ) -> Fitted:
-    """The numbers after so many updates, or as many as lower the loss of the pairs by more than LEAST_GAIN.
+    """The numbers of the least loss of the pairs in so many updates, or as many as gain something.
 
-    The held-out pairs are only watched: nothing is chosen by them.
+    The held-out pairs are only watched: nothing is chosen by them. Begin near the teacher, as the regression does: far
+    from it RISE lets the numbers stray.
     """
     numbers, damping = np.concatenate(start).astype(np.float32), 1e-2
-    loss = loss_of(program.mean_squares(numbers, pairs))
-    known = [errors(program.mean_squares(numbers, held_out))]
+    losses = [loss_of(program.mean_squares(numbers, pairs))]
+    best, known = numbers, [errors(program.mean_squares(numbers, held_out))]
     report.start("learning", num_updates, "update")
     for done in range(num_updates):
         curvature, slope = program.normal_equations(numbers, pairs)
@@ -173,20 +185,23 @@ def fit(
         while damping < MOST_DAMPING:
             trial = (numbers - np.linalg.solve(curvature + damping * scale, slope)).astype(np.float32)
             found = loss_of(program.mean_squares(trial, pairs))
-            if found < loss:  # not where it is NaN
+            if found < min(losses) + RISE:  # not where it is NaN
                 break
-            damping *= 4
+            damping *= 10
         else:
             report.say(f"no update lowers the loss any more after {done}")
             break
-        gain = loss - found
-        numbers, loss, damping = trial, found, damping / 8
-        known.append(errors(program.mean_squares(numbers, held_out)))
+        if found < min(losses):
+            best = trial
+        known.append(errors(program.mean_squares(best, held_out)) if best is trial else known[-1])
+        numbers, damping = trial, max(damping / 10, LEAST_DAMPING)
+        losses.append(found)
         report.advance(1, f"held-out error {known[-1].geometric_mean:.4f}, at the start {known[0].geometric_mean:.4f}")
+        gain = min(losses[:-PATIENCE], default=np.inf) - min(losses)
         if gain < LEAST_GAIN:
-            report.say(f"learned: update {done + 1} made the error of the pairs {gain / 2:.2%} less")
+            report.say(f"learned: the last {PATIENCE} updates made the error of the pairs {gain / 2:.2%} less")
             break
-    return Fitted(Numbers.from_flat(numbers, len(start.keep)), known)
+    return Fitted(Numbers.from_flat(best, len(start.keep)), known)
 
 
 class Program:
@@ -204,8 +219,15 @@ class Program:
             return samplers.trajectory(denoise, table, key, shape, first_index=first)
 
         def linear(x: jax.Array, time: jax.Array, data: Any) -> tuple[jax.Array, Callable[..., jax.Array]]:
+            low, high = (jnp.clip(time + side, *schedule.times[[0, -1]]) for side in (-RIPPLE, RIPPLE))
+            rise = predict(network, schedule, x, time, high, data) - predict(network, schedule, x, time, low, data)
+            secant = rise / (high - low)
+
+            def at(x: jax.Array, moved: jax.Array) -> jax.Array:
+                return predict(network, schedule, x, moved, time, data) + secant * (moved - time)
+
             # What it returns is a pytree, so that it can leave this program and enter the next.
-            return jax.linearize(lambda x, time: predict(network, schedule, x, time, data), x, time)
+            return jax.linearize(at, x, time)
 
         self._run, self._linear = jax.jit(run), jax.jit(linear)
         self._push = jax.jit(lambda linear, dx, dtime: linear(dx, dtime))

@@ -5,7 +5,7 @@
 X_k are the states that the table itself reaches, so that every step mends what those before it left over, as far as it
 can; the last target is the teacher's image. For given times this is N calls of the network and N linear systems with
 k + 2 unknowns, without a derivative, so the times can be searched: Nelder's and Mead's simplex on the logarithms of
-their gaps. A gradient cannot do this, since it does not leave the valley it begins in.
+their gaps. An evaluation costs a small part of an update of the fit, which has far less to go then.
 
 Between two levels of the teacher its X / alpha is taken as linear in sigma / alpha, as one step of DDIM is.
 """
@@ -72,7 +72,7 @@ class Regression:
 
     def __init__(self, network: Network, schedule: Times, path: TeacherPath, batch_size: int) -> None:
         self.path, self.schedule, self._data, self._batch_size = path, schedule, network.data, batch_size
-        self._predict = jax.jit(lambda x, time, data: predict(network, schedule, x, time, data))
+        self._predict = jax.jit(lambda x, time, data: predict(network, schedule, x, time, time, data))
 
     def __call__(self, gaps: np.ndarray) -> tuple[Numbers, np.ndarray]:
         """The numbers, and the images [P, ...] that their table makes."""
