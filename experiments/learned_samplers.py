@@ -20,14 +20,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from ddpm_jax import drawing, images
 from ddpm_jax.bench import frechet
 from ddpm_jax.bench.solvers import SAMPLES, real_images
 from ddpm_jax.learn import files
-from ddpm_jax.learn.command import TEACHER, TEACHER_GRID
+from ddpm_jax.learn.command import TEACHER, TEACHER_GRID, network_of
 from ddpm_jax.learn.fit import Errors, Network, Pairs, draw, errors_of, pair_key
 from ddpm_jax.learn.start import HandMade, hand_made, ranked
 from ddpm_jax.samplers import Table
@@ -66,9 +65,7 @@ def shortlisted(candidates: list[HandMade], network: Network, pairs: Pairs) -> l
 def main(run: str, out: str, *names: str) -> None:
     """Evaluate the files; OUT.json is written anew after each."""
     source, key = drawing.of_run(Path(run), print), pair_key(SEED)
-    network = Network(
-        lambda params: source.denoiser(source.model_fn(params)), (jax.device_put(source.params),), source.image_shape
-    )
+    network = network_of(source)
     teacher = make_table(TEACHER, source.schedule, TEACHER_STEPS, TEACHER_GRID)
     pairs = Pairs(key, 0, draw(network, teacher, key, 0, PAIRS, BATCH))
     real = real_images(Path(run))

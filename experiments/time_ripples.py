@@ -20,9 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax import drawing
-from ddpm_jax.learn.command import TEACHER, TEACHER_GRID
+from ddpm_jax.learn.command import TEACHER, TEACHER_GRID, network_of
 from ddpm_jax.learn.family import times_of
-from ddpm_jax.learn.fit import RIPPLE, Network, pair_key, predict
+from ddpm_jax.learn.fit import RIPPLE, pair_key, predict
 from ddpm_jax.learn.regression import path_of
 from ddpm_jax.samplers.catalogue import make_table
 from ddpm_jax.storage import write_atomically
@@ -37,11 +37,10 @@ def rms(images: np.ndarray) -> float:
 
 def main(run: str, out: str) -> None:
     source = drawing.of_run(Path(run), print)
-    schedule, data = times_of(source.schedule), (jax.device_put(source.params),)
-    network = Network(lambda params: source.denoiser(source.model_fn(params)), data, source.image_shape)
+    schedule, network = times_of(source.schedule), network_of(source)
     teacher = make_table(TEACHER, source.schedule, TEACHER_STEPS, TEACHER_GRID)
     path = path_of(network, teacher, pair_key(0), 0, IMAGES, IMAGES)
-    at = lambda x, time, told: predict(network, schedule, x, time, told, data)
+    at = lambda x, time, told: predict(network, schedule, x, time, told, network.data)
     both = jax.jit(lambda x, time, told: jax.jvp(lambda told: at(x, time, told), (told,), (jnp.ones_like(told),)))
     result = []
     for time in AT:

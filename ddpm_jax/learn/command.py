@@ -71,8 +71,7 @@ def run(arguments: LearnArguments, report: Report) -> tuple[Path, Errors, Errors
     schedule = source.schedule
     times = times_of(schedule)
     teacher = make_table(TEACHER, schedule, arguments.teacher_steps, TEACHER_GRID)
-    make_denoise = lambda params: source.denoiser(source.model_fn(params))
-    network = Network(make_denoise, (jax.device_put(source.params),), source.image_shape)
+    network = network_of(source)
     way, pairs, held_out = _teach(network, teacher, arguments, report)
     begin = _start(schedule, network, pairs, arguments, report)
     before = errors_of(network, begin[0].table, held_out, arguments.batch_size)
@@ -89,6 +88,12 @@ def run(arguments: LearnArguments, report: Report) -> tuple[Path, Errors, Errors
         )
     files.save(path, learned)
     return path, after, before
+
+
+def network_of(source: drawing.Source) -> Network:
+    """Its averaged parameters are data."""
+    make_denoise = lambda params: source.denoiser(source.model_fn(params))
+    return Network(make_denoise, (jax.device_put(source.params),), source.image_shape)
 
 
 def _check(arguments: LearnArguments) -> None:

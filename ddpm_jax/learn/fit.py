@@ -39,7 +39,7 @@ PAIR_KEY = np.uint32(2**32 - 2)  # so that pairs are not the images that `sample
 FLOOR = 1e-3  # of a root mean square error: about the teacher's own
 # Timesteps to each side of a secant: whole periods of the embedding's fastest wave, which is 1 radian a timestep.
 RIPPLE = 4 * np.pi
-RISE = 0.1  # of the loss above its least so far: 5 % of the error, what ripples make of it
+RISE = 0.1  # of the loss above its least so far: 5 % of the error, to get over ripples
 LEAST_DAMPING, MOST_DAMPING = 1e-8, 1e8
 LEAST_GAIN, PATIENCE = 1e-3, 6  # of the loss, 0.05 % of the error, in so many updates: where a fit ends
 
@@ -199,7 +199,9 @@ def fit(
         report.advance(1, f"held-out error {known[-1].geometric_mean:.4f}, at the start {known[0].geometric_mean:.4f}")
         gain = min(losses[:-PATIENCE], default=np.inf) - min(losses)
         if gain < LEAST_GAIN:
-            report.say(f"learned: the last {PATIENCE} updates made the error of the pairs {gain / 2:.2%} less")
+            report.say(
+                f"learned: of {done + 1} updates the last {PATIENCE} made the error of the pairs {gain / 2:.2%} less"
+            )
             break
     return Fitted(Numbers.from_flat(best, len(start.keep)), known)
 

@@ -71,9 +71,10 @@ def test_a_fit_ends_where_an_update_gains_little(monkeypatch):
         monkeypatch.setattr(fit, "LEAST_GAIN", gain)
         report = Silent()
         updates.append(len(fitted(0.5, begin, 4, 12, report=report).held_out) - 1)
-        ended = re.search(r"the last 1 updates made the error of the pairs (.*)% less", str(report.said[-1]))
+        said = r"learned: of (\d+) updates the last 1 made the error of the pairs (.*)% less"
+        ended = re.fullmatch(said, str(report.said[-1]))
         assert (ended is None) == (gain == 0)
-        assert ended is None or float(ended[1]) / 100 < gain / 2
+        assert ended is None or (int(ended[1]) == updates[-1] and float(ended[2]) / 100 < gain / 2)
     assert 1 <= updates[0] < updates[1] < updates[2] == 12
 
 
