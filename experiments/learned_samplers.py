@@ -20,8 +20,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ddpm_jax import drawing, images
 from ddpm_jax.bench import frechet
 from ddpm_jax.bench.solvers import SAMPLES, real_images
@@ -49,15 +47,10 @@ def load(name: str, schedule: Schedule) -> tuple[Table, bool]:
     return learned.table(), False
 
 
-def error(item: HandMade, measure: str) -> float:
-    """Of one measure; what is not finite is last."""
-    return float(np.nan_to_num(getattr(item.errors, measure), nan=np.inf))
-
-
 def shortlisted(candidates: list[HandMade], network: Network, pairs: Pairs) -> list[HandMade]:
     """The nearest of all on the first pairs by either measure, with their errors on all pairs."""
     first = ranked(candidates, network, pairs._replace(targets=pairs.targets[:FIRST]))
-    by_measure = (sorted(first, key=lambda item, m=m: error(item, m))[:NEAREST] for m in Errors._fields)
+    by_measure = (sorted(first, key=lambda item, m=m: item.error(m))[:NEAREST] for m in Errors._fields)
     kept = {item.name: item for items in by_measure for item in items}
     return ranked(list(kept.values()), network, pairs)
 
@@ -97,7 +90,7 @@ def main(run: str, out: str, *names: str) -> None:
             "learned": found._asdict() | {"frechet": distance(table)},
         }  # fmt: skip
         for measure in found._fields:
-            best = min(nearest[n], key=lambda item, m=measure: error(item, m))
+            best = min(nearest[n], key=lambda item, m=measure: item.error(m))
             line[f"best_by_{measure}"] = best.errors._asdict() | {"name": best.name, "frechet": distance(best.table)}
             line[f"ratio_of_{measure}"] = getattr(best.errors, measure) / getattr(found, measure)
         result["samplers"].append(line)

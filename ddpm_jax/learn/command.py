@@ -69,6 +69,10 @@ def run(arguments: LearnArguments, report: Report) -> tuple[Path, Errors, Errors
     files.refuse_existing(path)
     source = drawing.of_run(arguments.workdir, report.say)
     schedule = source.schedule
+    if arguments.num_steps >= schedule.num_timesteps:
+        raise ValueError(
+            f"num_steps must be below the {schedule.num_timesteps} timesteps of the schedule, got {arguments.num_steps}"
+        )
     times = times_of(schedule)
     teacher = make_table(TEACHER, schedule, arguments.teacher_steps, TEACHER_GRID)
     network = network_of(source)

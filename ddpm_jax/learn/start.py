@@ -23,6 +23,11 @@ class HandMade(NamedTuple):
     def name(self) -> str:
         return f"{self.sampler} on {self.grid}"
 
+    def error(self, measure: str) -> float:
+        """A field of the errors, for sorting: infinite where it is NaN."""
+        found = getattr(self.errors, measure)
+        return np.inf if np.isnan(found) else found
+
 
 def hand_made(schedule: Schedule, num_calls: int) -> Iterator[HandMade]:
     """All that call the network num_calls times, whatever number of steps that is."""
@@ -52,4 +57,4 @@ def ranked(candidates: list[HandMade], network: Network, pairs: Pairs) -> list[H
     for item in candidates:
         images = np.asarray(runner(item.table, pairs.key, *network.data, first_index=pairs.first_index))
         found.append(item._replace(errors=errors_between(images, pairs.targets)))
-    return sorted(found, key=lambda item: np.nan_to_num(item.errors.geometric_mean, nan=np.inf))
+    return sorted(found, key=lambda item: item.error("geometric_mean"))

@@ -82,6 +82,10 @@ def test_a_sampler_is_shown(run, capsys):
         ([], r"learned_2\.json exists: choose another --name, or delete it"),
         (["--start", "ddin"], r"learned_2\.json exists"),  # before anything else is looked at
         (["--num-steps", "0"], r"num_steps must be at least 1, got 0"),
+        (
+            ["--name", "x", "--num-steps", "1000"],
+            r"num_steps must be below the 1000 timesteps of the schedule, got 1000",
+        ),
         (["--num-pairs", "12"], r"num_pairs must be a multiple of batch_size, got 12 and 8"),
         (["--name", "a/b"], r"name must be that of a file without a directory, got 'a/b'"),
         (["--start-grid", "quad"], r"start_grid is for start, got 'quad' without it"),
@@ -135,6 +139,14 @@ def test_the_search_begins_with_the_first_tables_different_times():
         np.testing.assert_array_equal(times, item.table.rows.time)
 
 
+def test_a_table_whose_images_are_not_finite_is_last():
+    table = make_table("ddim", schedules.linear(), 2)
+    items = [HandMade("ddim", "own", table, fit.Errors(error, 1.0)) for error in (0.3, np.nan, 0.2, np.inf)]
+    found = sorted(items, key=lambda item: item.error("geometric_mean"))
+    assert [item.errors.geometric_mean for item in found[:2]] == [0.2, 0.3]
+    assert [item.error("rms") for item in items] == [1, 1, 1, 1]
+
+
 @pytest.mark.slow
 def test_it_begins_with_the_best_of_all(run):
     """Of every sampler on every grid by name, measured here again one by one."""
@@ -145,7 +157,7 @@ def test_it_begins_with_the_best_of_all(run):
     command.run(arguments, report)
     begun_with = json.loads((run / "samplers" / "best.json").read_text())["made"]["begun_with"]
     source = drawing.of_run(run, print)
-    net = fit.Network(lambda params: source.denoiser(source.model_fn(params)), (source.params,), source.image_shape)
+    net = command.network_of(source)
     training = fit.Pairs(fit.pair_key(0), 0, fit.draw(net, make_table("unipc", source.schedule, 8, "karras"),
                                                       fit.pair_key(0), 0, 8, 8))  # fmt: skip
     errors = {
