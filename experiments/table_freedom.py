@@ -26,7 +26,7 @@ from ddpm_jax import checkpoint, drawing
 from ddpm_jax.learn import files
 from ddpm_jax.learn.command import TEACHER, TEACHER_GRID, network_of
 from ddpm_jax.learn.family import Times, assignments_of, numbers_of, times_of
-from ddpm_jax.learn.fit import FLOOR, HELD_OUT, errors_between, pair_key
+from ddpm_jax.learn.fit import FLOOR, HELD_OUT, Errors, errors_between, pair_key
 from ddpm_jax.learn.regression import TeacherPath, path_of
 from ddpm_jax.samplers import Denoise, Row
 from ddpm_jax.samplers.catalogue import make_table
@@ -56,7 +56,8 @@ def sampler(
     for k, time in enumerate(times):
         alpha, sigma = schedule.at(time)
         ratio = sigma / alpha * jnp.exp(levels[k])
-        alpha, sigma = (1 + ratio**2) ** -0.5, ratio * (1 + ratio**2) ** -0.5
+        alpha = (1 + ratio**2) ** -0.5
+        sigma = ratio * alpha
         said.append(denoise(x, Row(time, alpha, sigma, 0.0, 0.0, np.zeros((1, 4)))).x_0)
         x_0 = jnp.stack(said)
         clipped = jnp.tensordot(weights[k, : k + 1], jnp.clip(x_0, -clip, clip), 1)
@@ -79,41 +80,44 @@ def main(run: str, file: str, out: str) -> None:
         denoise = unclipped(source.model_fn(params))
         return sampler(denoise, schedule, rows[:, 0], clip, x_T, [flat[place] for place in places.values()])
 
-    push = jax.jit(lambda flat, way, x_T, params: jax.jvp(lambda f: images(f, x_T, params), (flat,), (way,)))
+    draw = jax.jit(images)
+    push = jax.jit(lambda flat, x_T, params, way: jax.jvp(lambda f: images(f, x_T, params), (flat,), (way,))[1])
     teacher = make_table(TEACHER, source.schedule, TEACHER_STEPS, TEACHER_GRID)
     pairs, held_out = (path_of(network, teacher, pair_key(0), first, PAIRS, BATCH) for first in (0, HELD_OUT))
 
-    def drawn(flat: np.ndarray, way: np.ndarray, path: TeacherPath) -> tuple[np.ndarray, np.ndarray]:
-        """The images, and how they move that way."""
-        found = [push(flat, way, x_T, *network.data) for x_T in np.split(path.x_T, PAIRS // BATCH)]
-        return np.concatenate([x_0 for x_0, _ in found]), np.concatenate([moves for _, moves in found])
+    def drawn(flat: np.ndarray, path: TeacherPath) -> np.ndarray:
+        return np.concatenate([draw(flat, x_T, *network.data) for x_T in np.split(path.x_T, PAIRS // BATCH)])
 
-    def measured(flat: np.ndarray) -> dict[str, Any]:
-        of_pairs, of_others = (drawn(flat, 0 * flat, path)[0] for path in (pairs, held_out))
-        return {
-            "pairs": errors_between(of_pairs, pairs.states[-1])._asdict(),
-            "held_out": errors_between(of_others, held_out.states[-1])._asdict(),
-            "clipped": errors_between(np.clip(of_others, -clip, clip), held_out.states[-1])._asdict(),
-        }
+    def moved_by(way: np.ndarray) -> np.ndarray:
+        """How the images of the pairs move that way."""
+        return np.concatenate([push(start, x_T, *network.data, way) for x_T in np.split(pairs.x_T, PAIRS // BATCH)])
+
+    def of_pairs(flat: np.ndarray) -> Errors:
+        return errors_between(drawn(flat, pairs), pairs.states[-1])
+
+    def measured(flat: np.ndarray, on_pairs: Errors) -> dict[str, Any]:
+        others, targets = drawn(flat, held_out), held_out.states[-1]
+        found = (on_pairs, errors_between(others, targets), errors_between(np.clip(others, -clip, clip), targets))
+        return {name: each._asdict() for name, each in zip(("pairs", "held_out", "clipped"), found, strict=True)}
 
     start = np.concatenate(list(parts.values())).astype(np.float32)
-    found = (drawn(start, 0 * start, pairs)[0] - pairs.states[-1]).reshape(PAIRS, -1).astype(np.float64)
+    found = (drawn(start, pairs) - pairs.states[-1]).reshape(PAIRS, -1).astype(np.float64)
     weight = 1 / np.sqrt(np.mean(found**2, axis=1, keepdims=True) + FLOOR**2)
     ways = np.eye(len(start), dtype=np.float32)
-    jacobian = np.stack([(weight * drawn(start, way, pairs)[1].reshape(PAIRS, -1)).ravel() for way in ways])
-    result: dict[str, Any] = {"num_calls": len(rows), "learned": measured(start)}
+    jacobian = np.stack([(weight * moved_by(way).reshape(PAIRS, -1)).ravel() for way in ways])
+    result: dict[str, Any] = {"num_calls": len(rows), "learned": measured(start, of_pairs(start))}
     print(json.dumps(result), flush=True)
     for more in ((), *((name,) for name in MORE), MORE):
         free = np.concatenate([places[name] for name in (*OWN, *more)])
-        slope, tries = jacobian[free] @ (weight * found).ravel(), []
+        curvature, slope = jacobian[free] @ jacobian[free].T, jacobian[free] @ (weight * found).ravel()
+        tries = []
         for damping in DAMPING:
-            curvature = jacobian[free] @ jacobian[free].T
             moved = start.copy()
             moved[free] -= np.linalg.solve(curvature + damping * np.diag(np.diag(curvature)), slope)
-            tries.append({"damping": damping} | measured(moved))
-        best = min(tries, key=lambda each: np.nan_to_num(each["pairs"]["geometric_mean"], nan=np.inf))
+            tries.append((of_pairs(moved), damping, moved))
+        error, damping, moved = min(tries, key=lambda each: np.nan_to_num(each[0].geometric_mean, nan=np.inf))
         name = " and ".join(more) or "none"
-        result[name] = {"numbers": len(free)} | best
+        result[name] = {"numbers": len(free), "damping": damping} | measured(moved, error)
         print(name, json.dumps(result[name]), flush=True)
     write_atomically(Path(out), json.dumps(result, indent=1) + "\n")
 
