@@ -115,7 +115,8 @@ def calls(preset: Preset, answer: Answer, x_T: np.ndarray, noise: np.ndarray, wr
         registers = (jnp.asarray(table.init * x_T), *[jnp.zeros_like(x_T)] * (table.rows.update.shape[1] - 1))
         xs = [np.asarray(registers[0])]
         for k in range(table.num_calls):
-            row = Row._make([*(float(leaf[k]) for leaf in table.rows[:-1]), np.asarray(table.rows.update[k])])
+            numbers = (float(leaf[k]) for leaf in table.rows[:5])
+            row = Row(*numbers, update=table.rows.update[k], of_x=table.rows.of_x[k])
             registers = step(denoise, row, registers, jnp.asarray(noise[k], np.float64))
             xs.append(np.asarray(registers[0]))
     return Calls(xs, [float(t) for t in table.rows.time])

@@ -72,14 +72,16 @@ TINY = 1e-20  # diffusers' lower bound of a variance; its root disappears in flo
 def _variance_and_spread(law: str | float, s: Level, t: Level, floor: float, noisy: bool) -> tuple[float, float]:
     """(variance, spread) of a Row.
 
-    The noise-free last step still has a variance, the scale of its decoder: beta_tilde of the step before, as in the
-    code of Ho et al. and of Nichol & Dhariwal. Classifier guidance weighs gradients with it.
+    The noise-free last step still has a variance, and classifier guidance weighs gradients with it. As in the code of
+    Ho et al., of Nichol & Dhariwal and of Dhariwal & Nichol it is the scale of the decoder, beta_tilde of the step
+    before; but "fixed_small" is beta_tilde itself, 0 on the way to the clean image.
     """
-    small, large = posterior_variance(s, t) or floor, transition_variance(s, t)
+    exact = posterior_variance(s, t)
+    small, large = exact or floor, transition_variance(s, t)
     if not isinstance(law, str):
         return law, 0.0
     if law == "fixed_small":
-        return small, 0.0
+        return (small if noisy else exact), 0.0
     if law == "fixed_large":
         return (large if noisy else small), 0.0
     if law == "learned":

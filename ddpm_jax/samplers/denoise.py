@@ -18,11 +18,15 @@ from ddpm_jax.schedules import Schedule
 
 
 class Denoised(NamedTuple):
-    """x = alpha x_0 + sigma eps, both like x; noise_scale multiplies the noise of the row, None is 1."""
+    """x = alpha x_0 + sigma eps + rest, all like x; noise_scale multiplies the noise of the row, None is 1.
+
+    rest is None, which is 0, but for "raw" eps after clipping.
+    """
 
     x_0: jax.Array
     eps: jax.Array
     noise_scale: jax.Array | None = None
+    rest: jax.Array | None = None
 
 
 Denoise = Callable[[jax.Array, Row], Denoised]
@@ -194,7 +198,8 @@ def projected(
       denoise: what to wrap.
       project: x_0 [B, ...] -> like x_0.
       eps_after: "rederived" solves x = alpha x_0 + sigma eps again with the new x_0 (OpenAI, lucidrains; diffusers'
-        use_clipped_model_output=True); "raw" keeps the network's eps (diffusers' default in DDIM).
+        use_clipped_model_output=True); "raw" keeps the network's eps (diffusers' default in DDIM). Samplers that are
+        written in x_0 and x, such as `ddpm`, are the same with both.
 
     Raises:
       ValueError: unknown eps_after.
@@ -205,8 +210,9 @@ def projected(
     def wrapped(x: jax.Array, row: Row) -> Denoised:
         found = denoise(x, row)
         x_0 = project(found.x_0)
-        eps = found.eps if eps_after == "raw" else _from_x_0(x, x_0, row).eps
-        return Denoised(x_0, eps, found.noise_scale)
+        if eps_after == "rederived":
+            return _from_x_0(x, x_0, row)._replace(noise_scale=found.noise_scale)
+        return Denoised(x_0, found.eps, found.noise_scale, x - row.alpha * x_0 - row.sigma * found.eps)
 
     return wrapped
 

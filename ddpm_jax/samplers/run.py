@@ -32,14 +32,18 @@ class _Noise(NamedTuple):
 def step(denoise: Denoise, row: Row, registers: Registers, z: jax.Array) -> Registers:
     """registers <- row.update @ [registers, x_0, eps, z], all at once, with (x_0, eps) = denoise(registers[0]).
 
-    Where the denoiser has learned a variance, z is scaled by its noise_scale.
+    Where the denoiser has learned a variance, z is scaled by its noise_scale. What of X is not alpha x_0 + sigma eps is
+    added with the weight that the sampler gave X.
     """
-    x_0, eps, noise_scale = denoise(registers[0], row)
+    x_0, eps, noise_scale, rest = denoise(registers[0], row)
     z = z if noise_scale is None else noise_scale * z
     basis = (*registers, x_0, eps, z)
     # Multiply-adds rather than a matrix product, which accelerators would round to TF32 or bf16.
     combine = lambda weights: functools.reduce(operator.add, (weights[j] * image for j, image in enumerate(basis)))
-    return tuple(combine(weights) for weights in row.update)
+    updated = tuple(combine(weights) for weights in row.update)
+    if rest is None or row.of_x is None:
+        return updated
+    return tuple(image + weight * rest for image, weight in zip(updated, row.of_x, strict=True))
 
 
 def check_ends(denoise: Denoise, table: Table, like: jax.ShapeDtypeStruct) -> None:
@@ -49,10 +53,11 @@ def check_ends(denoise: Denoise, table: Table, like: jax.ShapeDtypeStruct) -> No
       ValueError: a prediction that would be divided by 0 there.
     """
     rows = table.rows
-    if not all(isinstance(leaf, np.ndarray) for leaf in rows):
+    if not all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(rows)):
         return
     for k in np.flatnonzero((rows.alpha == 0) | (rows.sigma == 0)):
-        row = Row._make([*(float(leaf[k]) for leaf in rows[:-1]), jnp.asarray(rows.update[k], like.dtype)])
+        numbers = (float(leaf[k]) for leaf in rows[:5])
+        row = Row(*numbers, *(jnp.asarray(leaf[k], like.dtype) for leaf in rows[5:] if leaf is not None))
         jax.eval_shape(lambda x, row=row: denoise(x, row), like)
 
 

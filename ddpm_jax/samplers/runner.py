@@ -30,8 +30,11 @@ def pad(table: Table, num_calls: int, num_registers: int = len(REGISTERS)) -> Ta
         # Any level with alpha, sigma > 0 will do: these rows keep X whatever the network says.
         return np.concatenate([values, np.full(num_calls - table.num_calls, 0.5)])
 
-    padded = Row(*map(column, rows[:-1]), update=update)
-    return Table(padded, table.init)
+    of_x = np.zeros((num_calls, num_registers))
+    if rows.of_x is not None:
+        of_x[: table.num_calls, :size] = rows.of_x
+    numbers = (column(values) for values in rows[:5])
+    return Table(Row(*numbers, update=update, of_x=of_x), table.init)
 
 
 def stack(tables: Sequence[Table]) -> Table:

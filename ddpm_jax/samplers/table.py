@@ -31,7 +31,8 @@ class Row(NamedTuple):
     """One network call at X = alpha x_0 + sigma eps, and what becomes of the registers.
 
     `variance` and `spread` are for wrappers around the denoiser. A learned log-variance lies `spread` above the log of
-    `variance` at most (log beta above log beta_tilde); where nothing is learned, spread is 0.
+    `variance` at most (log beta above log beta_tilde); where nothing is learned, spread is 0. `of_x` are the weights of
+    X that `eliminate_x` has written as alpha x_0 + sigma eps; None stands for zeros.
     """
 
     time: Any  # what the network is told
@@ -40,6 +41,7 @@ class Row(NamedTuple):
     variance: Any  # of the transition that this row samples
     spread: Any
     update: Any  # [R, R + 3]
+    of_x: Any = None  # [R]
 
 
 class Table(NamedTuple):
@@ -72,7 +74,7 @@ def row(level: Level, *, variance: float | None = None, spread: float = 0.0, **a
             raise unknown("register", name, REGISTERS)
         update[REGISTERS.index(name)] = combination
     variance = update[0, -1] ** 2 if variance is None else variance
-    return Row(level.time, level.alpha, level.sigma, variance, spread, update)
+    return Row(level.time, level.alpha, level.sigma, variance, spread, update, np.zeros(len(REGISTERS)))
 
 
 P = ParamSpec("P")
@@ -94,14 +96,16 @@ def eliminate_x(table: Table) -> Table:
     """X = alpha x_0 + sigma eps at every row, so no update needs X.
 
     Done in float64, this also removes cancelling terms: samplers written in (X, EPS) lose digits at tiny alpha, where
-    X / alpha and eps sigma / alpha are both of size 1e3 to 1e4.
+    X / alpha and eps sigma / alpha are both of size 1e3 to 1e4. The weights of X are kept as `of_x`, for denoisers
+    whose x_0 and eps do not compose X.
     """
     rows = table.rows
     update = rows.update.copy()
+    of_x = update[:, :, 0] if rows.of_x is None else rows.of_x + update[:, :, 0]
     update[:, :, -3] += update[:, :, 0] * rows.alpha[:, None]
     update[:, :, -2] += update[:, :, 0] * rows.sigma[:, None]
     update[:, :, 0] = 0
-    return table._replace(rows=rows._replace(update=update))
+    return table._replace(rows=rows._replace(update=update, of_x=of_x))
 
 
 def compact(table: Table) -> Table:
@@ -116,7 +120,8 @@ def compact(table: Table) -> Table:
         needed |= reads[needed].any(axis=0)
     used = np.flatnonzero(needed)
     columns = [*used, size, size + 1, size + 2]
-    return table._replace(rows=table.rows._replace(update=update[:, used][:, :, columns]))
+    of_x = None if table.rows.of_x is None else table.rows.of_x[:, used]
+    return table._replace(rows=table.rows._replace(update=update[:, used][:, :, columns], of_x=of_x))
 
 
 def show(table: Table) -> str:
@@ -128,7 +133,7 @@ def show(table: Table) -> str:
     registers = ["X", *(f"R{i}" for i in range(1, size))]
     names = [*registers, "X0", "EPS", "Z"]
     lines = [f"X <- {table.init:.5g} Z"]
-    for time, alpha, sigma, _, _, update in zip(*(np.asarray(leaf) for leaf in table.rows), strict=True):
+    for time, alpha, sigma, _, _, update in zip(*(np.asarray(leaf) for leaf in table.rows[:6]), strict=True):
         assignments = []
         for i, name in enumerate(registers):
             if not np.array_equal(update[i], np.eye(1, size + 3, i)[0]):
