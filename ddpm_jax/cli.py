@@ -70,10 +70,10 @@ class SampleArguments:
     source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
     """A run's directory; a folder or checkpoint of another project; or hf:OWNER/NAME."""
     sampler: str | None = None
-    """One of those that `ddpm-jax samplers` lists, or a FILE.json of learn-sampler; by default ddim for a run, or the
-    one that a folder came with."""
+    """One of those that `ddpm-jax samplers` lists, or a FILE.json of learn-sampler; by default the run's
+    sample.sampler, or the one that a folder came with."""
     num_steps: int | None = None
-    """Steps, 50 by default; `ddpm-jax samplers` says how many network calls they are."""
+    """Steps, by default the run's sample.num_steps, or 50; `ddpm-jax samplers` says how many network calls they are."""
     grid: str | None = None
     """Where the steps are: one of the grids that `ddpm-jax samplers` lists; None is the sampler's own."""
     timesteps: tuple[int, ...] | None = None
@@ -162,7 +162,8 @@ def sample(argv: list[str]) -> None:
     export.check_average(place, average)
     is_run = export.is_run(place)
     source = drawing.of_run(place, print, average) if is_run else drawing.of_loaded(interop.load(arguments.source))
-    preset = drawing.preset(source, arguments.sampler, arguments.num_steps, arguments.grid, arguments.timesteps)
+    spacing = arguments.num_steps, arguments.grid, arguments.timesteps
+    preset = drawing.preset(source, arguments.sampler, *spacing, print)
     labels = drawing.labels(source, arguments.label, arguments.guidance_scale)
     n = arguments.num_images
     drawn = drawing.pictures(source, preset, labels, n, arguments.batch_size, arguments.seed)
@@ -172,7 +173,7 @@ def sample(argv: list[str]) -> None:
             batches.append(batch)
             bar.update(len(batch))
     pictures = np.concatenate(batches)
-    out = arguments.out or (place if is_run else Path()) / default_name(arguments, source.sampler, is_run)
+    out = arguments.out or (place if is_run else Path()) / default_name(arguments, source, is_run)
     if out.suffix == ".png":
         loop.save_grid(out, pictures)
     else:
@@ -180,15 +181,15 @@ def sample(argv: list[str]) -> None:
     print(f"{n} images: {out}")
 
 
-def default_name(arguments: SampleArguments, sampler: str | None, is_run: bool) -> str:
+def default_name(arguments: SampleArguments, drawn: drawing.Source, is_run: bool) -> str:
     """The name of a picture by what it was drawn with; of no run, also from what."""
     chosen = arguments.timesteps
-    spacing = (arguments.num_steps or drawing.NUM_STEPS) if chosen is None else f"{len(chosen)}chosen"
+    spacing = (arguments.num_steps or drawn.num_steps) if chosen is None else f"{len(chosen)}chosen"
     label = None if arguments.label is None else f"label{arguments.label}"
     source = None if is_run else Path(arguments.source).absolute().stem
     decay = None if arguments.ema_decay is None else f"decay{arguments.ema_decay}"
     sigma = None if arguments.ema_sigma is None else f"sigma{arguments.ema_sigma}"
-    name = arguments.sampler or sampler
+    name = arguments.sampler or drawn.sampler
     if name is not None and learned_files.is_file(name):
         name, spacing = Path(name).stem, None
     which = [source, name, arguments.grid, spacing, label, decay, sigma]

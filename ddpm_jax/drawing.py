@@ -19,7 +19,7 @@ from ddpm_jax.interop import FirstStage, Loaded
 from ddpm_jax.learn import files as learned_files
 from ddpm_jax.models import DiT, UNet, UViT, bind
 from ddpm_jax.process import ModelFn
-from ddpm_jax.samplers.catalogue import make_table, make_table_at
+from ddpm_jax.samplers.catalogue import make_table, make_table_at, other_variance
 from ddpm_jax.samplers.configs.common import Preset
 from ddpm_jax.schedules import Schedule
 from ddpm_jax.train import build
@@ -41,6 +41,7 @@ class Source:
       denoiser: from that to what samplers call.
       sampler: name of the default sampler; None for the own one, which is
       own: (number of steps) -> table and denoiser.
+      num_steps: of the default sampler.
       first_stage: the autoencoder, if latents are drawn.
       step: of a run's training that the parameters are from.
     """
@@ -54,6 +55,7 @@ class Source:
     denoiser: Callable[[ModelFn], samplers.Denoise]
     sampler: str | None
     own: Callable[[int], Preset] | None = None
+    num_steps: int = 50
     first_stage: FirstStage | None = None
     step: int | None = None
 
@@ -77,7 +79,8 @@ def of_run(workdir: Path, say: Say, average: posthoc.Average = posthoc.OWN) -> S
         config.objective.variance,
         lambda params, **conditioning: bind(model, params, **conditioning),
         build.make_denoiser(config.objective, schedule, config.sample.clip),
-        sampler="ddim",
+        sampler=config.sample.sampler,
+        num_steps=config.sample.num_steps,
         step=step,
     )
 
@@ -127,24 +130,23 @@ def _refuse_other_inputs(loaded: Loaded) -> None:
 # ---------------------------------------------------------------------------------------------------------- options
 
 
-NUM_STEPS = 50
-
-
 def preset(
     source: Source,
     sampler: str | None,
     num_steps: int | None,
     grid: str | None,
     timesteps: Sequence[int] | None,
+    say: Say,
 ) -> Preset:
     """(table, denoiser) of a sampler of the catalogue, of a file, or of the source's own.
 
     Args:
       source: of the network.
       sampler: its name, or FILE.json of learn-sampler; None for the source's default.
-      num_steps: how many steps, unless there are timesteps; None for NUM_STEPS, or as many as a file has.
+      num_steps: how many steps, unless there are timesteps; None for the source's number, or as many as a file has.
       grid: where; None for the sampler's own grid.
       timesteps: or exactly where.
+      say: is told if the sampler has another variance than the network was trained for.
 
     Raises:
       FileNotFoundError: no such file.
@@ -153,7 +155,7 @@ def preset(
     """
     if sampler is not None and learned_files.is_file(sampler):
         return Preset(_learned(source, Path(sampler), num_steps, grid, timesteps), source.denoiser)
-    num_steps = NUM_STEPS if num_steps is None else num_steps
+    num_steps = source.num_steps if num_steps is None else num_steps
     if grid is not None and timesteps is not None:
         raise ValueError(f"give either grid or timesteps, got {grid!r} and {list(timesteps)}")
     name = source.sampler if sampler is None else sampler
@@ -163,6 +165,8 @@ def preset(
             given = f"grid {grid!r}" if grid is not None else f"timesteps {list(timesteps or ())}"
             raise ValueError(f"its own sampler comes with its own steps: give a sampler together with {given}")
         return source.own(num_steps)
+    if (other := other_variance(name, source.variance)) is not None:
+        say(other)
     if timesteps is None:
         table = make_table(name, source.schedule, num_steps, grid, variance=source.variance)
     else:

@@ -112,7 +112,8 @@ def test_a_learned_variance_is_trained_and_sampled_with(learned, tmp_path):
     assert (learned / "checkpoints" / "3" / "timestep_state").is_dir()
     small = sample(learned, tmp_path / "a.npz", "-n", "4", "--sampler", "ddpm_small")
     between = sample(learned, tmp_path / "b.npz", "-n", "4", "--sampler", "ddpm_learned_range")
-    large = sample(learned, tmp_path / "c.npz", "-n", "4", "--sampler", "ddpm")
+    large = sample(learned, tmp_path / "c.npz", "-n", "4", "--sampler", "ddpm_large")
+    np.testing.assert_array_equal(sample(learned, tmp_path / "d.npz", "-n", "4", "--sampler", "ddpm"), between)
     # A network of three steps hardly says anything: its variance is half way between the two, in logarithms.
     assert (between != small).any() and (between != large).any()
 

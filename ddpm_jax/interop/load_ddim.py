@@ -8,8 +8,9 @@ import numpy as np
 from ddpm_jax.names import choose, unknown
 
 from .. import schedules
+from ..samplers.catalogue import ANCESTRAL
 from . import ddim, shown
-from .loaded import ANCESTRAL, Loaded
+from .loaded import Loaded
 from .published import DDIM
 
 # Their name of the schedule, and of the variance.

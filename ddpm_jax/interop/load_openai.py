@@ -12,8 +12,9 @@ import numpy as np
 from ddpm_jax.names import choose, unknown
 
 from .. import schedules
+from ..samplers.catalogue import ANCESTRAL
 from . import openai, shown
-from .loaded import ANCESTRAL, Loaded
+from .loaded import Loaded
 from .openai_published import CONFIGS, DIFFUSIONS
 
 # Their settings of the diffusion, as flags of their scripts, with the defaults of guided-diffusion; None: must be said.

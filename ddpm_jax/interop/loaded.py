@@ -16,14 +16,6 @@ from ..samplers.configs.common import Preset
 from ..samplers.denoise import PredictionType
 from ..schedules import Schedule
 
-# Variance of the reverse step: the catalogue's name of ancestral sampling with it.
-ANCESTRAL = {
-    "fixed_large": "ddpm",
-    "fixed_small": "ddpm_small",
-    "learned": "ddpm_learned",
-    "learned_range": "ddpm_learned_range",
-}
-
 
 @dataclass(frozen=True)
 class FirstStage:

@@ -17,12 +17,13 @@ import numpy as np
 from ddpm_jax.names import unknown
 
 from .. import schedules
+from ..samplers.catalogue import ANCESTRAL
 from . import dit, files, hub
 from .load_ddim import load_ddim
 from .load_diffusers import load_folder
 from .load_ldm import UNET, load_latent_diffusion
 from .load_openai import load_unet
-from .loaded import ANCESTRAL, Loaded
+from .loaded import Loaded
 
 
 def load(path: str | Path, config: Mapping[str, Any] | None = None) -> Loaded:

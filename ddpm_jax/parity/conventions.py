@@ -115,7 +115,7 @@ CONVENTIONS: dict[str, Convention] = {
     "T4 set_alpha_to_one=True, or final_sigmas_type='zero'": having(last="clean"),
     "H6 times told as whole numbers": having(times="rounded"),
     "H7 start of standard deviation sigma": having(start="sigma"),
-    "R3 variance_type='fixed_small'": _other_sampler({"ddpm": "ddpm_small"}),
+    "R3 variance_type='fixed_small'": _other_sampler({"ddpm": "ddpm_small", "ddpm_large": "ddpm_small"}),
     "R3 variance_type='fixed_large'": _other_sampler({"ddpm_small": "ddpm"}),
     "T6 eta=1": _other_sampler({"ddim": "ddim_eta1"}),
     "T6 eta=0": _other_sampler({"ddim_eta1": "ddim"}),

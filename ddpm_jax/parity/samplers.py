@@ -52,6 +52,7 @@ LEADING = {"spread": grids.leading}
 SINGLESTEP, MULTISTEP = "DPMSolverSinglestepScheduler", "DPMSolverMultistepScheduler"
 CASES: dict[str, Case] = {
     "ddpm": Case("DDPMScheduler", UNCLIPPED | {"variance_type": "fixed_large"}, listed=True),
+    "ddpm_large": Case("DDPMScheduler", UNCLIPPED | {"variance_type": "fixed_large"}, listed=True),
     "ddpm_small": Case("DDPMScheduler", UNCLIPPED | {"variance_type": "fixed_small"}, listed=True),
     **{
         f"ddpm_{law}": Case("DDPMScheduler", UNCLIPPED | {"variance_type": law}, {"variance": law}, listed=True)

@@ -65,7 +65,8 @@ LU, LU_PP = "Lu et al. 2022, arXiv:2206.00927", "Lu et al. 2022, arXiv:2211.0109
 ZHAO, XUE, CROWSON = "Zhao et al. 2023, arXiv:2302.04867", "Xue et al. 2023, arXiv:2309.05019", "Crowson, k-diffusion"
 
 CATALOGUE = {
-    "ddpm": Entry(_on(ddpm), SECTIONS, 1, True, HO),
+    "ddpm": Entry(_on(ddpm), SECTIONS, 1, True, HO),  # with the variance of the network, if that is known
+    "ddpm_large": Entry(_on(ddpm, variance="fixed_large"), SECTIONS, 1, True, HO),
     "ddpm_small": Entry(_on(ddpm, variance="fixed_small"), SECTIONS, 1, True, HO),
     **{
         f"ddpm_{variance}": Entry(_on(ddpm, variance=variance), SECTIONS, 1, True, NICHOL, variance=variance)
@@ -104,6 +105,14 @@ CATALOGUE = {
     "sa_solver": Entry(_on(sa_solver), TRAILING, 1, True, XUE),
 }
 
+# Variance of the reverse step: the name of ancestral sampling with it.
+ANCESTRAL = {
+    "fixed_large": "ddpm",
+    "fixed_small": "ddpm_small",
+    "learned": "ddpm_learned",
+    "learned_range": "ddpm_learned_range",
+}
+FIXED = {"ddpm_large": "fixed_large", "ddpm_small": "fixed_small"}  # by name, whatever the network was trained for
 
 GRIDS: dict[str, Spread] = {
     "sections": grids.sections,
@@ -134,7 +143,8 @@ def make_table(
       schedule: of the network.
       num_steps: N.
       grid: in GRIDS; None is the sampler's own.
-      variance: of the network, as in process.VarianceType; None does not ask.
+      variance: that the network was trained for, as in process.VarianceType: "ddpm" samples with it. None does not
+        ask, and "ddpm" is Ho et al.'s, with fixed_large.
 
     Raises:
       ValueError: unknown sampler or grid; num_steps outside [least, T]; a grid that the sampler cannot run on; a
@@ -158,7 +168,16 @@ def make_table_at(
     return entry.on(schedule, grids.from_timesteps(schedule, np.sort(timesteps)[::-1]))
 
 
+def other_variance(name: str, variance: str) -> str | None:
+    """What is to be said where a sampler adds other noise than the network was trained for; None where it does not."""
+    if FIXED.get(name) in (None, variance):
+        return None
+    return f"sampler {name!r} has variance {FIXED[name]!r}, the network was trained for {variance!r}: 'ddpm' has that"
+
+
 def _entry(name: str, variance: str | None) -> Entry:
+    if name == "ddpm" and variance is not None:
+        name = choose("variance", variance, ANCESTRAL)
     entry = choose("sampler", name, CATALOGUE)
     if variance is not None and entry.variance not in (None, variance):
         raise ValueError(

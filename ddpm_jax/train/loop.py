@@ -15,7 +15,7 @@ from PIL import Image
 
 from ddpm_jax import checkpoint, data, images, posthoc, processes, samplers
 from ddpm_jax.models import bind
-from ddpm_jax.samplers.catalogue import make_table
+from ddpm_jax.samplers.catalogue import make_table, other_variance
 from ddpm_jax.storage import naming, retrying
 from ddpm_jax.timesteps import TimestepSampler
 from ddpm_jax.train import begin, build, ema, guards, mesh, state, step
@@ -236,6 +236,8 @@ def fit(config: Config, workdir: Path, report: Report) -> int:
     # What processes do together, one of them cannot do again by itself.
     together = again if jax.process_count() == 1 else lambda function: function
     run = together(prepare)(config)
+    if (other := other_variance(config.sample.sampler, config.objective.variance)) is not None:
+        report.say(other)
     enter(run, workdir, report)
     with (
         checkpoint.checkpoints(workdir, keep=config.train.keep_checkpoints) as saved,
