@@ -32,7 +32,7 @@ from ddpm_jax.names import choose, unknown
 from ddpm_jax.parity import command as parity_command
 from ddpm_jax.plan import command
 from ddpm_jax.samplers import show
-from ddpm_jax.samplers.catalogue import CATALOGUE, GRIDS, make_table
+from ddpm_jax.samplers.catalogue import CATALOGUE, GRIDS, ORDERS, make_table
 from ddpm_jax.train import build, loop
 from ddpm_jax.train.config import Config, ScheduleConfig
 
@@ -80,7 +80,7 @@ class SampleArguments:
     """Which of the training's timesteps to visit, instead of num_steps of them, such as those that nll finds."""
     num_images: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 64
     seed: int = 0
-    """Image i of a seed is the same whatever num_images and batch_size are."""
+    """Image i of a seed begins with the same noise whatever num_images and batch_size are."""
     batch_size: int = 64
     """Images drawn at once."""
     label: int | None = None
@@ -313,7 +313,7 @@ def list_samplers(argv: list[str]) -> None:
     for name, entry in CATALOGUE.items():
         calls, noise = make_table(name, schedule, 20).num_calls, "yes" if entry.stochastic else "no"
         print(f"{name:{width}}  {calls:18}  {entry.order:5}  {noise:5}  {entry.source}")
-    print(f"grids: {', '.join(GRIDS)}")
+    print(f"{ORDERS}\ngrids: {', '.join(GRIDS)}")
 
 
 # ------------------------------------------------------------------------------------------------------------- main

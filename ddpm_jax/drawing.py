@@ -1,6 +1,6 @@
 """Pictures from a trained network, with any sampler, in batches: a run of ours, or what interop.load reads.
 
-Image i of a seed is the same whatever the number of images and the size of the batches are.
+Image i of a seed is drawn with the same noise whatever the number of images and the size of the batches are.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -94,7 +94,7 @@ def taught(
     num_steps: int,
     count: int,
 ) -> np.ndarray:
-    """[count, H, W, C] of the teacher: from the x_T that the samplers have too, image i being the same in any batch."""
+    """[count, H, W, C] of the teacher, from the x_T that the samplers have too: image i has the same in any batch."""
     table, shape = make_table(TEACHER, source.schedule, num_steps), (CHUNK, *source.image_shape)
     draw = jax.jit(lambda params, first: samplers.sample(denoise(params), table, key, shape, first_index=first))
     return np.concatenate([np.asarray(draw(params, np.uint32(first))) for first in range(0, count, CHUNK)])[:count]

@@ -36,7 +36,7 @@ class Entry(NamedTuple):
 
     on: Callable[[Schedule, Grid], Table]
     spread: Spread  # its grid, where no other is asked for
-    order: int  # of convergence
+    order: int  # of convergence, between levels above sigma = 0: see ORDERS
     stochastic: bool  # whether it draws noise
     source: str
     least: int = 1  # how few steps it can take
@@ -105,6 +105,10 @@ CATALOGUE = {
     "sa_solver": Entry(_on(sa_solver), TRAILING, 1, True, XUE),
 }
 
+ORDERS = (
+    "orders hold between noise levels above 0; the last step, to the clean image, is the image predicted before it, "
+    "whatever the sampler, and errs by about the square of its noise level"
+)
 # Variance of the reverse step: the name of ancestral sampling with it.
 ANCESTRAL = {
     "fixed_large": "ddpm",

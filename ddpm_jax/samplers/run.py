@@ -1,7 +1,8 @@
 """The one loop that runs every sampler.
 
 Randomness: sample i (a global index) has the key fold_in(key, i); its noise at row k comes from fold_in(that, k) and
-its starting point from fold_in(that, 2^32 - 1). So sample i is the same in any batch and on any number of devices.
+its starting point from fold_in(that, 2^32 - 1). So what sample i draws is the same in any batch and on any number of
+devices, bit for bit; its pixels are the same up to how a network rounds in batches of another size.
 """
 
 import functools
