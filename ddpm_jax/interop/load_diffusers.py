@@ -1,10 +1,8 @@
 """Folders of diffusers: a pipeline (model_index.json and one folder for each part), or one model by itself."""
 
-import json
 import re
-import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +11,10 @@ from flax import linen as nn
 
 from ddpm_jax.names import choose, unknown
 
-from ..samplers.configs import CLASSES
-from ..samplers.configs.common import prediction_of, schedule_of
+from ..process import LEARNED
+from ..samplers.configs import CLASSES, read
+from ..samplers.configs.common import DEFAULTS, prediction_of, schedule_of
+from ..samplers.configs.reading import check_kinds, read_json, refuse_pointer
 from . import autoencoder, conditional, diffusers, dit, files
 from .loaded import FirstStage, Loaded
 
@@ -23,11 +23,21 @@ Reader = Callable[[Mapping[str, np.ndarray], Mapping[str, Any]], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Network:
-    """How a class of diffusers is read: its model, its parameters, what it takes for settings that are absent."""
+    """How a class of diffusers is read.
+
+    Attributes:
+      from_config: its model.
+      to_params: its parameters.
+      defaults: what it takes for settings that are absent.
+      others: names of further settings that from_config reads or refuses.
+      idle: what changes nothing: values by name, None for any value.
+    """
 
     from_config: Callable[[Mapping[str, Any]], nn.Module]
     to_params: Reader
     defaults: Mapping[str, Any]
+    others: Collection[str]
+    idle: Mapping[str, Any] = field(default_factory=dict)
 
 
 FIRST_STAGE_DEFAULTS = {
@@ -35,33 +45,51 @@ FIRST_STAGE_DEFAULTS = {
     **{"layers_per_block": 1, "latent_channels": 4, "norm_num_groups": 32, "num_vq_embeddings": 256},
     **{"out_channels": 3, "scaling_factor": 0.18215, "up_block_types": ("UpDecoderBlock2D",)},
 }
-DIT = Network(dit.transformer2d_from_config, dit.transformer2d_to_params, dit.DEFAULTS)
+DIT = Network(
+    dit.transformer2d_from_config,
+    dit.transformer2d_to_params,
+    dit.DEFAULTS,
+    dit.REQUIRED,
+    idle={"dropout": None, "norm_num_groups": None, "attention_type": "default"},
+)
 NETWORKS = {
-    "UNet2DModel": Network(diffusers.unet_from_config, diffusers.unet2d_to_params, diffusers.DEFAULTS),
+    "UNet2DModel": Network(
+        diffusers.unet_from_config, diffusers.unet2d_to_params, diffusers.DEFAULTS, diffusers.CHOICES
+    ),
     "UNet2DConditionModel": Network(
-        conditional.unet_from_config, conditional.unet2dcond_to_params, conditional.DEFAULTS | {"sample_size": None}
+        conditional.unet_from_config,
+        conditional.unet2dcond_to_params,
+        conditional.DEFAULTS | {"sample_size": None},
+        (*conditional.CHOICES, *conditional.NO_EFFECT),
     ),
     "DiTTransformer2DModel": DIT,
     "Transformer2DModel": DIT,  # the name it had when DiT was published
 }
+SHIFTS = ("shift_factor", "latents_mean", "latents_std")
+OF_FIRST_STAGES = (*autoencoder.REQUIRED, "vq_embed_dim", *SHIFTS)
+IMAGES_ONLY = {"sample_size": None, "force_upcast": None}  # the size in training, and the precision, here float32
 FIRST_STAGES = {
-    "AutoencoderKL": Network(autoencoder.kl_from_config, autoencoder.kl_to_params, FIRST_STAGE_DEFAULTS),
-    "VQModel": Network(autoencoder.vq_from_config, autoencoder.vq_to_params, FIRST_STAGE_DEFAULTS),
+    "AutoencoderKL": Network(
+        autoencoder.kl_from_config, autoencoder.kl_to_params, FIRST_STAGE_DEFAULTS, OF_FIRST_STAGES, IMAGES_ONLY
+    ),
+    "VQModel": Network(
+        autoencoder.vq_from_config, autoencoder.vq_to_params, FIRST_STAGE_DEFAULTS, OF_FIRST_STAGES, IMAGES_ONLY
+    ),
 }
+# What diffusers' training scripts write beside a network's settings in unet_ema/config.json: those of its average.
+AVERAGE = frozenset("decay inv_gamma min_decay optimization_step power update_after_step use_ema_warmup".split())
 # Names of the parts in model_index.json, in pipelines of one network each.
 PARTS = {"network": ("unet", "transformer"), "first_stage": ("vae", "vqvae", "movq")}
-# These have a clip_sample among their settings and do not read it.
-NO_CLIPPING = ("PNDMScheduler", "TCDScheduler")
+# Has settings for clipping and thresholding, and does not read them.
+NO_CLIPPING = ("TCDScheduler",)
 # Settings that may be null, 0 or a list, though their defaults are not.
 NULLABLE, ZERO = ("attention_head_dim",), ("downsample_padding",)
 LISTS = ("attention_head_dim", "transformer_layers_per_block", "layers_per_block", "cross_attention_dim", "sample_size")
 # What settings are like whose default is null, where they are not null.
 WHERE_NOT_NULL = {
     **dict.fromkeys(("sample_size", "attn_norm_num_groups", "num_class_embeds", "num_train_timesteps"), 1),
-    **dict.fromkeys(("sigma_min", "sigma_max", "shift_terminal"), 0.1),
-    **{"out_channels": 1, "class_embed_type": "timestep", "variance_type": "fixed_small", "trained_betas": (0.1,)},
+    **{"out_channels": 1, "class_embed_type": "timestep"},
 }
-MOST = 2**24  # of any count: larger ones are mistakes, and take forever
 # Of the weights, in one file and in several.
 WEIGHTS = re.compile(r"diffusion_pytorch_model(\.(?P<variant>\w+))?\.(?P<kind>safetensors|bin)")
 INDEX = re.compile(r"diffusion_pytorch_model\.(?P<kind>safetensors|bin)\.index(\.(?P<variant>\w+))?\.json")
@@ -72,7 +100,8 @@ def load_folder(folder: Path, config: Mapping[str, Any]) -> Loaded:
 
     Args:
       folder: with model_index.json, or with the config.json of one model.
-      config: {"scheduler": scheduler_config.json as a mapping} for a folder without one; {} otherwise.
+      config: {"scheduler": scheduler_config.json as a mapping, its path or its folder} for a folder without one; {}
+        otherwise.
 
     Raises:
       FileNotFoundError: a file that the folder must have.
@@ -81,29 +110,26 @@ def load_folder(folder: Path, config: Mapping[str, Any]) -> Loaded:
     for name in config:
         if name != "scheduler":
             raise unknown("setting for a diffusers folder", name, ("scheduler",))
-    index = read_json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
+    index = _index(folder)
     kind = index.get("_class_name", "a model by itself")
     network, first_stage = (_part(folder, index, names) for names in PARTS.values())
     if network is None:
         raise ValueError(f"{kind} has none of the networks known here: {' or '.join(PARTS['network'])}")
-    settings = read_json(network / "config.json")
-    table = _table("network", settings, NETWORKS)
-    given = _scheduler(folder, config)
-    known = CLASSES[given["_class_name"]][1]
-    scheduler = {setting: value for setting, value in given.items() if setting.startswith("_") or setting in known}
-    process = {**known, **scheduler}
-    size, channels, variance = _shape_and_variance({**table.defaults, **settings}, table is DIT, given)
-    model, params = _read_part(network, settings, table)
+    table, settings = _settings("network", network, NETWORKS)
+    said, scheduler = _scheduler(folder, config, index)
+    process = {**DEFAULTS, "rescale_betas_zero_snr": False, **CLASSES[scheduler["_class_name"]][1], **scheduler}
+    size, channels, variance = _shape_and_variance({**table.defaults, **settings}, table is DIT, said)
     return Loaded(
         origin=f"a diffusers folder ({kind})",
         config=settings,
-        model=model,
-        params=params,
-        schedule=schedule_of({"rescale_betas_zero_snr": False, **process}),
+        model=table.from_config(settings),
+        params=table.to_params(_weights(network), settings),
+        schedule=schedule_of(process),
         prediction=prediction_of(process),
         variance=variance,
         image_shape=(*size, channels),
         clip=_clip(process),
+        thresholding=_thresholding(process),
         scheduler_config=scheduler,
         first_stage=None if first_stage is None else load_first_stage(first_stage),
     )
@@ -116,31 +142,33 @@ def load_first_stage(folder: Path) -> FirstStage:
       FileNotFoundError: no config.json or no weights.
       ValueError: damaged files; a class or setting that is not known here.
     """
-    settings = read_json(folder / "config.json")
-    table = _table("autoencoder", settings, FIRST_STAGES)
-    shifts = [key for key in ("shift_factor", "latents_mean", "latents_std") if settings.get(key)]
+    table, settings = _settings("autoencoder", folder, FIRST_STAGES)
+    shifts = [key for key in SHIFTS if settings.get(key)]
     if shifts:
         raise ValueError(f"{folder.name}/config.json: latents here are scaled only, got {', '.join(shifts)}")
-    model, params = _read_part(folder, settings, table)
-    return FirstStage(model, params, {**table.defaults, **settings}["scaling_factor"])
+    params = table.to_params(_weights(folder), settings)
+    return FirstStage(table.from_config(settings), params, {**table.defaults, **settings}["scaling_factor"])
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The mapping in a JSON file.
+def _index(folder: Path) -> dict[str, Any]:
+    """model_index.json; {} for the folder of one model.
 
     Raises:
-      FileNotFoundError: no such file.
-      ValueError: not JSON, or no mapping.
+      FileNotFoundError: neither, but folders of models, as in the checkpoints of diffusers' training scripts.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"no {path.name} in {path.parent}")
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path.name} is not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path.name} must hold a mapping, got {type(found).__name__}")
-    return found
+    if (folder / "model_index.json").is_file():
+        return read_json(folder / "model_index.json")
+    if not (folder / "config.json").is_file():
+        models = sorted(path.parent for path in folder.glob("*/config.json"))
+        models = [path for path in models if path.name.startswith(PARTS["network"])]
+        if models:
+            average = next((path for path in models if path.name.endswith("_ema")), None)
+            raise FileNotFoundError(
+                f"no model_index.json and no config.json in {folder}, which holds "
+                f"{' and '.join(f'{path.name}/' for path in models)}: name one of them, such as {average or models[0]}"
+                f"{' with the average of the weights' if average else ''}"
+            )
+    return {}
 
 
 def _part(folder: Path, index: Mapping[str, Any], names: tuple[str, ...]) -> Path | None:
@@ -153,44 +181,39 @@ def _part(folder: Path, index: Mapping[str, Any], names: tuple[str, ...]) -> Pat
     return None
 
 
-def _table(kind: str, settings: Mapping[str, Any], tables: Mapping[str, Network]) -> Network:
-    """How this model is read, if its settings are of the right kinds."""
-    name = settings.get("_class_name")
-    table = choose(f"class of {kind}", name if isinstance(name, str) else repr(name), tables)
-    _check_kinds("config.json", settings, table.defaults)
-    return table
-
-
-def _read_part(folder: Path, settings: Mapping[str, Any], table: Network) -> tuple[nn.Module, dict[str, Any]]:
-    model = table.from_config(settings)
-    return model, table.to_params(_weights(folder), settings)
-
-
-def _check_kinds(file: str, settings: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-    """Whether every setting is of the kind its default is: a number, a word, a list of those.
+def _settings(kind: str, folder: Path, tables: Mapping[str, Network]) -> tuple[Network, dict[str, Any]]:
+    """How the model of a folder is read, and its settings without those that change nothing.
 
     Raises:
-      ValueError: one is not.
+      FileNotFoundError: no config.json.
+      ValueError: not JSON; an unknown class; settings that are not known here, or not of their kind.
     """
-    for name, value in settings.items():
-        default = defaults.get(name)
-        nullable = default is None or name in NULLABLE
-        default = WHERE_NOT_NULL.get(name) if default is None else default
-        if default is not None and not (nullable and value is None) and not _fits(value, default, name):
-            raise ValueError(f"{file}: {name} must be like {default!r}, got {value!r}")
+    settings = read_json(folder / "config.json")
+    name = settings.get("_class_name")
+    table = choose(f"class of {kind}", name if isinstance(name, str) else repr(name), tables)
+    known = {*table.defaults, *table.others}
+    found = {key: value for key, value in settings.items() if not _changes_nothing(key, value, table)}
+    others = [f"{key}={value!r}" for key, value in found.items() if key not in known and not key.startswith("_")]
+    if others:
+        raise ValueError(f"config.json: not a {name} that is known here: {', '.join(others)}")
+    counted = {
+        key: value
+        for key, value in found.items()
+        if not (value is None and key in NULLABLE) and not (value == 0 and value is not False and key in ZERO)
+    }
+    try:
+        check_kinds(counted, table.defaults, WHERE_NOT_NULL, LISTS)
+    except ValueError as error:
+        raise ValueError(f"config.json: {error}") from error
+    return table, found
 
 
-def _fits(value: Any, default: Any, name: str) -> bool:
-    if isinstance(default, bool | str):
-        return isinstance(value, type(default))
-    if isinstance(value, list | tuple) and (isinstance(default, tuple) or name in LISTS):
-        element = default[0] if isinstance(default, tuple) and default else 1
-        return all(_fits(item, element, "") for item in value)
-    if isinstance(default, tuple) or isinstance(value, bool):
+def _changes_nothing(key: str, value: Any, table: Network) -> bool:
+    if key in table.defaults or key in table.others or key.startswith("_"):
         return False
-    if isinstance(default, int):  # a count; where 0 is a default, 0 is a value
-        return isinstance(value, int) and (0 if name in ZERO else min(default, 1)) <= value <= MOST
-    return isinstance(value, int | float) and abs(value) <= sys.float_info.max  # which NaN and infinity are not
+    if key in table.idle:
+        return value is None or table.idle[key] in (None, value)
+    return value is None or value is False or key in AVERAGE
 
 
 def _weights(folder: Path) -> dict[str, np.ndarray]:
@@ -212,6 +235,7 @@ def _weights(folder: Path) -> dict[str, np.ndarray]:
     for shard in shards:
         if not shard.is_file():
             raise FileNotFoundError(f"no {shard.name} in {shard.parent}, which {path.name} names")
+        refuse_pointer(shard)
         try:
             arrays |= files.read_state_dict(shard)
         except ValueError as error:
@@ -231,32 +255,45 @@ def _shards(index: Path) -> list[Path]:
     return [index.parent / shard for shard in shards]
 
 
-def _scheduler(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The scheduler's configuration: in its own folder, beside the index, or given.
+def _scheduler(
+    folder: Path, config: Mapping[str, Any], index: Mapping[str, Any]
+) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """The scheduler's configuration, all that it says and what its class reads of that with _class_name.
 
-    It may have settings of other classes than its own, as diffusers writes them when one scheduler is made from
-    another, and ignores them.
+    It is in its own folder, beside the index, given, or, of a checkpoint in training, where the whole pipeline is.
     """
-    places = [folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json"]
-    path = next((path for path in places if path.is_file()), None)
-    if path is None and "scheduler" not in config:
+    path = _scheduler_file(folder)
+    said = config.get("scheduler", path)
+    if said is None:
         raise FileNotFoundError(
             f"no scheduler_config.json in {folder}, and without it nobody knows the schedule: give one as "
-            "config={'scheduler': {'_class_name': 'DDPMScheduler', ...}}"
+            "config={'scheduler': {'_class_name': 'DDPMScheduler', ...}} or config={'scheduler': its file or folder}"
         )
-    if path is not None and "scheduler" in config:
+    if path is not None and "scheduler" in config and folder in path.parents:
         raise ValueError(f"a scheduler was given, and the folder has its own: {path.relative_to(folder)}")
-    found = dict(config["scheduler"]) if path is None else read_json(path)
-    name = found.get("_class_name")
-    _, known = choose("scheduler class", name if isinstance(name, str) else repr(name), CLASSES)
-    _check_kinds("scheduler_config.json", found, known)
-    if "beta_start" not in known:
-        raise ValueError(f"{name} has no betas, and networks here are loaded with their schedule")
-    elsewhere = {setting for _, settings in CLASSES.values() for setting in settings}
-    for setting, value in found.items():
-        if not setting.startswith("_") and setting not in elsewhere and value is not None:
-            raise unknown(f"setting of {name}", setting, known)
-    return found
+    if isinstance(said, str | Path):
+        path = Path(said)
+        said = read_json(path / "scheduler_config.json" if path.is_dir() else path)
+    if isinstance(said, Mapping) and said.get("_class_name") is None and isinstance(index.get("scheduler"), list):
+        said = {**said, "_class_name": index["scheduler"][-1]}
+    try:
+        name, settings = read(said)
+    except ValueError as error:
+        raise ValueError(f"scheduler_config.json: {error}") from error
+    if "beta_start" not in CLASSES[name][1]:
+        raise ValueError(
+            f"{name} has no betas, and networks here are loaded with their schedule: give another class, such as "
+            "DDPMScheduler, and in Python samplers.from_diffusers_config(this configuration, num_steps) to the network"
+        )
+    return said, {"_class_name": name, **settings}
+
+
+def _scheduler_file(folder: Path) -> Path | None:
+    places = [folder / "scheduler", folder]
+    if re.fullmatch(r"checkpoint-\d+", folder.parent.name):  # of a training script, which at its end saves a pipeline
+        places += [folder.parent / "scheduler", folder.parent.parent / "scheduler"]
+    paths = [place / "scheduler_config.json" for place in places]
+    return next((path for path in paths if path.is_file()), None)
 
 
 def _shape_and_variance(
@@ -270,13 +307,14 @@ def _shape_and_variance(
     inputs, outputs = settings["in_channels"], settings["out_channels"]
     outputs = inputs if outputs is None else outputs
     said = scheduler.get("variance_type")
-    if said == "learned":
-        raise ValueError("variance_type 'learned' is the variance itself there, and its logarithm here: not loaded")
-    if said == "learned_range" or (is_dit and outputs == 2 * inputs):
+    if said in LEARNED or (is_dit and outputs == 2 * inputs):
         if outputs % 2:
-            raise ValueError(f"variance_type {said!r} needs two outputs for each channel, got out_channels {outputs}")
+            theirs = " (which is the variance itself there, not its logarithm)" if said == "learned" else ""
+            raise ValueError(
+                f"variance_type {said!r}{theirs} needs two outputs for each channel, got out_channels {outputs}"
+            )
         # DiT's second half is that of learned_range, which its pipeline drops.
-        return (sizes[0], sizes[1]), outputs // 2, "learned_range"
+        return (sizes[0], sizes[1]), outputs // 2, "learned" if said == "learned" else "learned_range"
     if outputs > inputs:
         raise ValueError(
             f"out_channels {outputs} exceed in_channels {inputs}, and variance_type {said!r} is not learned"
@@ -288,3 +326,11 @@ def _clip(settings: Mapping[str, Any]) -> float | None:
     if settings["_class_name"] in NO_CLIPPING or not settings.get("clip_sample", False):
         return None
     return settings.get("clip_sample_range", 1.0)
+
+
+def _thresholding(settings: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Where the class reads it; UniPC does where it integrates x_0."""
+    reads = settings["_class_name"] not in NO_CLIPPING and settings.get("predict_x0", True)
+    if not reads or not settings.get("thresholding", False):
+        return None
+    return settings["dynamic_thresholding_ratio"], settings["sample_max_value"]

@@ -10,9 +10,11 @@ from flax import linen as nn
 
 from ..models import bind
 from ..process import LEARNED, ModelFn
-from ..samplers import Denoise, denoiser, from_diffusers_config
+from ..samplers import Denoise, denoiser, from_diffusers_config, thresholded
 from ..samplers.catalogue import make_table
+from ..samplers.configs import CLASSES
 from ..samplers.configs.common import Preset
+from ..samplers.configs.markov import log_variance
 from ..samplers.denoise import PredictionType
 from ..schedules import Schedule
 
@@ -47,10 +49,11 @@ class Loaded:
       schedule: of its training.
       prediction: what it predicts.
       variance: of the reverse step: fixed_small, fixed_large, learned or learned_range. With a learned one the model
-        has twice the channels.
+        has twice the channels; "learned" is its logarithm, and where there is a scheduler_config the variance itself.
       image_shape: (H, W, C) of what it denoises: images, or latents.
       sampler: the catalogue's name of its default sampler, where there is no scheduler_config.
       clip: x_0 is clipped to [-clip, clip] at each step; None for no clipping.
+      thresholding: (ratio, max_value) of `samplers.thresholded`, which then takes the place of clip; None for none.
       time_scale: the network is told time_scale times the index of the timestep in its schedule.
       scheduler_config: diffusers' scheduler_config.json: its default sampler.
       first_stage: the autoencoder, if it denoises latents.
@@ -69,6 +72,7 @@ class Loaded:
     time_scale: float = 1.0
     scheduler_config: Mapping[str, Any] | None = None
     first_stage: FirstStage | None = None
+    thresholding: tuple[float, float] | None = None
 
     def model_fn(self, params: Any = None, **conditioning: Any) -> ModelFn:
         """model(x_t, time_scale t, **conditioning) with these parameters, by default the loaded ones."""
@@ -76,9 +80,13 @@ class Loaded:
         return lambda x_t, t: network(x_t, self.time_scale * t)
 
     def denoiser(self, model_fn: ModelFn) -> Denoise:
-        """What samplers call."""
+        """What samplers call: any of them then clips or thresholds as the own one does."""
         variance = self.variance if self.variance in LEARNED else "fixed"
-        return denoiser(model_fn, self.prediction, self.clip, variance=variance)
+        if variance == "learned" and self.scheduler_config is not None:
+            model_fn = log_variance(model_fn)
+        if self.thresholding is None:
+            return denoiser(model_fn, self.prediction, self.clip, variance=variance)
+        return thresholded(denoiser(model_fn, self.prediction, variance=variance), *self.thresholding)
 
     def default_sampler(self, num_steps: int) -> Preset:
         """(table, denoiser) of the sampler it came with: samplers.sample(denoiser(model_fn), table, key, shape).
@@ -87,13 +95,20 @@ class Loaded:
           ValueError: a number of steps that the sampler does not have.
         """
         if self.scheduler_config is not None:
-            preset = from_diffusers_config(self.scheduler_config, num_steps)
-            # Schedulers that do not know of a learned variance are given the prediction alone.
-            if self.variance in LEARNED and self.scheduler_config.get("variance_type") not in LEARNED:
-                return preset._replace(denoiser=lambda model_fn: preset.denoiser(_prediction_of(model_fn)))
-            return preset
+            if self.variance not in LEARNED or self._reads_variance():
+                return from_diffusers_config(self.scheduler_config, num_steps)
+            # Schedulers that do not read a learned variance are given the prediction alone.
+            config = {name: value for name, value in self.scheduler_config.items() if name != "variance_type"}
+            preset = from_diffusers_config(config, num_steps)
+            return preset._replace(denoiser=lambda model_fn: preset.denoiser(_prediction_of(model_fn)))
         table = make_table(self.sampler, self.schedule, num_steps, variance=self.variance)
         return Preset(table, self.denoiser)
+
+    def _reads_variance(self) -> bool:
+        """Whether its scheduler steps with a variance that the network learned, as those of DDPM do."""
+        config = self.scheduler_config or {}
+        of_ddpm = CLASSES[config["_class_name"]][1].get("variance_type") is not None
+        return of_ddpm and config.get("variance_type") in LEARNED
 
 
 def _prediction_of(model_fn: ModelFn) -> ModelFn:

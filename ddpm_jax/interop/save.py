@@ -10,6 +10,7 @@ Facts about diffusers 0.42.1 only: no code of it.
 import json
 import tempfile
 from collections.abc import Mapping
+from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -148,7 +149,11 @@ def _scheduler(loaded: Loaded) -> Part:
     if loaded.time_scale != 1:
         problems.append(f"time_scale={loaded.time_scale!r}")
     if loaded.scheduler_config is not None and not problems:
-        config = {name: value for name, value in loaded.scheduler_config.items() if name != "_class_name"}
+        config = {
+            name: value
+            for name, value in loaded.scheduler_config.items()
+            if name != "_class_name" and value not in (inf, -inf)  # no JSON; where it is allowed it is the default
+        }
         return Part(loaded.scheduler_config["_class_name"], config, None)
     if loaded.prediction not in theirs:
         problems.append(f"prediction={loaded.prediction!r}")
@@ -158,6 +163,7 @@ def _scheduler(loaded: Loaded) -> Part:
         problems.append("timesteps of the schedule that are not 0, 1, 2, ...")
     if problems:
         raise ValueError("DDPMScheduler of diffusers cannot express " + ", ".join(problems))
+    ratio, most = loaded.thresholding or (0.995, 1.0)
     config = _betas(loaded.schedule) | {
         "clip_sample": loaded.clip is not None,
         "clip_sample_range": 1.0 if loaded.clip is None else loaded.clip,
@@ -165,7 +171,9 @@ def _scheduler(loaded: Loaded) -> Part:
         "prediction_type": theirs[loaded.prediction],
         "rescale_betas_zero_snr": False,
         "steps_offset": 0,
-        "thresholding": False,
+        "thresholding": loaded.thresholding is not None,
+        "dynamic_thresholding_ratio": ratio,
+        "sample_max_value": most,
         # DDIM there goes from t to t - T // N, whatever the spacing: with this one that is the next t.
         "timestep_spacing": "leading",
         "variance_type": loaded.variance,

@@ -61,7 +61,7 @@ def config(name, **settings):
         (lambda: from_diffusers_config(config("PNDM", prediction_type="sample"), 10), r"must be epsilon or v_pred"),
         (lambda: from_diffusers_config(config("PNDM"), 3), r"at least 4 steps, or skip_prk_steps, got 3"),
         (lambda: from_diffusers_config(config("DDIM"), 1001), r"\[1, 1000\], got 1001"),
-        (lambda: from_diffusers_config(config("DDIM", eta=0.5), 10), r"unknown setting of DDIMScheduler 'eta'"),
+        (lambda: from_diffusers_config(config("DDIM", etta=0.5), 10), r"unknown setting of DDIMScheduler 'etta'"),
         (lambda: from_diffusers_config(config("DDIM"), 10, etta=0.5), r"unknown option of DDIMScheduler 'etta'.*'eta'"),
         (lambda: from_diffusers_config(config("DDPM"), 10, timesteps=[5]), r"give either num_steps or timesteps"),
         (lambda: from_diffusers_config(config("DDPM"), timesteps=[5, 9]), r"decrease strictly, got 5 followed by 9"),

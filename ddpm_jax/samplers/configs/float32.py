@@ -30,6 +30,7 @@ BETAS: dict[str, Callable[[int, float, float], np.ndarray]] = {
     "scaled_linear": lambda n, start, end: linspace(start**0.5, end**0.5, n) ** 2,
     "squaredcos_cap_v2": lambda n, start, end: schedules.cosine(n).betas_float64.astype(F32),
     "sigmoid": lambda n, start, end: schedules.sigmoid(n, beta_start=start, beta_end=end).betas_float64.astype(F32),
+    "laplace": lambda n, start, end: schedules.laplace(n).betas_float64.astype(F32),
     # alphas_cumprod = exp(-12 (t + 1) / T): every step keeps the same fraction.
     "exp": lambda n, start, end: np.full(n, min(-expm1(-12 / n), 0.999), F32),
 }

@@ -6,7 +6,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax import schedules
 from ddpm_jax.names import choose
 from ddpm_jax.process import ModelFn
 from ddpm_jax.samplers import grids
@@ -77,8 +76,6 @@ def _preset(
 
 
 def _ddpm(config: Config, num_steps: int | None, *, timesteps: Sequence[int] | None = None) -> Preset:
-    if config["beta_schedule"] == "laplace":  # which no other class has
-        config = {**config, "trained_betas": schedules.laplace(config["num_train_timesteps"]).betas_float64}
     schedule = schedule_of(config)
     steps = timesteps if _listed(num_steps, timesteps) else _spaced(config, schedule, num_steps)
     assert steps is not None
@@ -91,7 +88,7 @@ def _ddpm(config: Config, num_steps: int | None, *, timesteps: Sequence[int] | N
     table = ddpm(grid, variance=law, last_step="sample" if steps[-1] > 0 else "mean")
     preset = _preset(config, table, variance=law if law.startswith("learned") else "fixed")
     if law == "learned":
-        return preset._replace(denoiser=lambda model_fn: preset.denoiser(_log_variance(model_fn)))
+        return preset._replace(denoiser=lambda model_fn: preset.denoiser(log_variance(model_fn)))
     return preset
 
 
@@ -104,7 +101,7 @@ VARIANCES: dict[str, Any] = {
 }
 
 
-def _log_variance(model_fn: ModelFn) -> ModelFn:
+def log_variance(model_fn: ModelFn) -> ModelFn:
     """diffusers' "learned" networks return the variance itself, OpenAI's its logarithm."""
 
     def log_model_fn(x, t):
@@ -269,8 +266,7 @@ CLASSES: dict[str, tuple[Callable[..., Preset], Mapping[str, Any]]] = {
     "DDPMScheduler": (_ddpm, {**SPACED, "variance_type": "fixed_small"}),
     "DDIMScheduler": (_ddim, {**SPACED, "set_alpha_to_one": True}),
     "DDIMInverseScheduler": (_ddim_inverse, {**SPACED, "set_alpha_to_one": True, "set_alpha_to_zero": None}),
-    # Published configurations of PNDM say clip_sample, which the class does not have.
-    "PNDMScheduler": (_pndm, {**PNDM, "skip_prk_steps": False, "set_alpha_to_one": False, "clip_sample": False}),
+    "PNDMScheduler": (_pndm, {**PNDM, "skip_prk_steps": False, "set_alpha_to_one": False}),
     "LCMScheduler": (_lcm, DISTILLED),
     "TCDScheduler": (_tcd, DISTILLED),
     "RePaintScheduler": (_repaint, {**REPAINT, "eta": 0.0, "clip_sample": True}),
