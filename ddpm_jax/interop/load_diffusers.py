@@ -195,7 +195,8 @@ def _settings(kind: str, folder: Path, tables: Mapping[str, Network]) -> tuple[N
     found = {key: value for key, value in settings.items() if not _changes_nothing(key, value, table)}
     others = [f"{key}={value!r}" for key, value in found.items() if key not in known and not key.startswith("_")]
     if others:
-        raise ValueError(f"config.json: not a {name} that is known here: {', '.join(others)}")
+        a = "an" if name.startswith("A") else "a"
+        raise ValueError(f"config.json: not {a} {name} that is known here: {', '.join(others)}")
     counted = {
         key: value
         for key, value in found.items()

@@ -54,7 +54,7 @@ def test_published_euler():
 def test_infinity_of_a_default(value):
     """Number or text, and in a file that is no JSON, as diffusers writes it."""
     same(of("DPMSolverMultistep", lambda_min_clipped=value), of("DPMSolverMultistep"))
-    name, settings = read(of("SASolver", lambda_min_clipped=value))
+    _, settings = read(of("SASolver", lambda_min_clipped=value))
     assert settings == {"lambda_min_clipped": -inf}
 
 
@@ -134,13 +134,13 @@ def test_refused(config, message):
 
 def test_files_that_are_refused(tmp_path):
     path = tmp_path / "scheduler_config.json"
-    with pytest.raises(FileNotFoundError, match="no scheduler_config.json in"):
+    with pytest.raises(FileNotFoundError, match=r"no scheduler_config\.json in"):
         read(tmp_path)
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
-    with pytest.raises(ValueError, match="scheduler_config.json is a pointer of git-lfs.*run `git lfs pull` in"):
+    with pytest.raises(ValueError, match=r"scheduler_config\.json is a pointer of git-lfs.*run `git lfs pull` in"):
         from_diffusers_config(tmp_path, 5)
     path.write_text("[1]")
-    with pytest.raises(ValueError, match="scheduler_config.json must hold a mapping, got list"):
+    with pytest.raises(ValueError, match=r"scheduler_config\.json must hold a mapping, got list"):
         read(tmp_path)
 
 
