@@ -120,7 +120,7 @@ def refuse_pointer(path: Path) -> None:
       ValueError: the file only says where the real one is.
     """
     with path.open("rb") as file:
-        if file.read(23) == b"version https://git-lfs":
+        if file.read(40).startswith((b"version https://git-lfs", b"version https://hawser")):
             raise ValueError(
                 f"{path.name} is a pointer of git-lfs, not the file itself: install git-lfs and run `git lfs pull` in "
                 f"{path.parent}"
