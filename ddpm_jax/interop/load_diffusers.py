@@ -190,7 +190,8 @@ def _settings(kind: str, folder: Path, tables: Mapping[str, Network]) -> tuple[N
     """
     settings = read_json(folder / "config.json")
     name = settings.get("_class_name")
-    table = choose(f"class of {kind}", name if isinstance(name, str) else repr(name), tables)
+    name = name if isinstance(name, str) else repr(name)
+    table = choose(f"class of {kind}", name, tables)
     known = {*table.defaults, *table.others}
     found = {key: value for key, value in settings.items() if not _changes_nothing(key, value, table)}
     others = [f"{key}={value!r}" for key, value in found.items() if key not in known and not key.startswith("_")]
@@ -262,6 +263,7 @@ def _scheduler(
     """The scheduler's configuration, all that it says and what its class reads of that with _class_name.
 
     It is in its own folder, beside the index, given, or, of a checkpoint in training, where the whole pipeline is.
+    Where it does not name its class, the index does.
     """
     path = _scheduler_file(folder)
     said = config.get("scheduler", path)
@@ -276,15 +278,15 @@ def _scheduler(
         path = Path(said)
         said = read_json(path / "scheduler_config.json" if path.is_dir() else path)
     if isinstance(said, Mapping) and said.get("_class_name") is None and isinstance(index.get("scheduler"), list):
-        said = {**said, "_class_name": index["scheduler"][-1]}
+        said = {**said, "_class_name": (index["scheduler"] or [None])[-1]}
     try:
         name, settings = read(said)
     except ValueError as error:
         raise ValueError(f"scheduler_config.json: {error}") from error
     if "beta_start" not in CLASSES[name][1]:
         raise ValueError(
-            f"{name} has no betas, and networks here are loaded with their schedule: give another class, such as "
-            "DDPMScheduler, and in Python samplers.from_diffusers_config(this configuration, num_steps) to the network"
+            f"{name} has no betas, and networks here are loaded with their schedule: give the folder another class, "
+            "such as DDPMScheduler; the table and denoiser of this one are samplers.from_diffusers_config's in Python"
         )
     return said, {"_class_name": name, **settings}
 

@@ -120,7 +120,12 @@ def agree(folder, config, num_steps) -> bool:
 def test_every_class_draws_or_says_what_to_use(name, quick):
     config = {"_class_name": name}
     if name in NO_BETAS:
-        fails(with_scheduler(quick, config), f"{name} has no betas", "DDPMScheduler", "samplers.from_diffusers_config")
+        fails(
+            with_scheduler(quick, config),
+            f"{name} has no betas",
+            "such as DDPMScheduler",
+            "samplers.from_diffusers_config",
+        )
         return
     assert agree(quick, config, 5)
     loaded = interop.load(quick)
@@ -219,6 +224,9 @@ def test_the_index_names_the_class_of_a_scheduler_that_does_not(folder):
     changed(folder / "model_index.json", scheduler=["diffusers", "PNDMScheduler"])
     loaded = interop.load(with_scheduler(folder, {"beta_end": 0.01, "skip_prk_steps": True}))
     assert loaded.scheduler_config == {"_class_name": "PNDMScheduler", "beta_end": 0.01, "skip_prk_steps": True}
+    for nothing in ([], [None, None], None):
+        changed(folder / "model_index.json", scheduler=nothing)
+        fails(folder, "scheduler_config.json: ", "DDPMScheduler")
 
 
 def test_a_learned_variance_is_no_logarithm_in_diffusers(tmp_path):
@@ -365,4 +373,4 @@ def test_settings_beside_those_of_dit_and_of_autoencoders(tmp_path):
 @pytest.mark.parametrize("name", ["unet/diffusion_pytorch_model.safetensors", "unet/config.json", "model_index.json"])
 def test_pointers_of_git_lfs(name, folder):
     (folder / name).write_text(POINTER)
-    fails(folder, f"{name.split('/')[-1]} is a pointer of git-lfs", "run `git lfs pull` in")
+    fails(folder, name.split("/")[-1], "git-lfs", "run `git lfs pull` in")
