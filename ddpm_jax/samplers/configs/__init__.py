@@ -26,8 +26,9 @@ def from_diffusers_config(
     Source: diffusers 0.42.1.
 
     Args:
-      config: scheduler_config.json, its path, or its folder; "_class_name" names the class. What it leaves out has the
-        default of diffusers; what other classes know changes nothing, as in the class's own from_config.
+      config: scheduler_config.json, its path, or its folder; "_class_name" names the class, of PyTorch or of Flax. What
+        it leaves out has the default of diffusers; what other classes know changes nothing, as in the class's own
+        from_config.
       num_steps: num_inference_steps; None where the options give a list of timesteps or sigmas.
       options: keyword arguments of the class's set_timesteps and step, such as eta=0.5 or timesteps=[...].
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_jax.names import choose, unknown
-from ddpm_jax.samplers.configs import dpm, markov, sigma
+from ddpm_jax.samplers.configs import dpm, flax_classes, markov, sigma
 from ddpm_jax.samplers.configs.common import Preset
 
 # Name of the class: (function, what its configuration may say and means where it does not).
@@ -72,6 +72,7 @@ def read(config: Mapping[str, Any] | str | Path) -> tuple[str, dict[str, Any]]:
         raise ValueError(f"a scheduler's configuration is a mapping, its file or its folder, got {config!r}")
     if "_class_name" not in config:
         raise ValueError(f"the configuration must have _class_name, one of {', '.join(CLASSES)}")
+    config = flax_classes.as_pytorch(config, CLASSES)
     name = config["_class_name"]
     _, defaults = choose("scheduler class", name if isinstance(name, str) else repr(name), CLASSES)
     # In memory diffusers lists what was left at the defaults of another class: those do not pass on to this one.
