@@ -14,7 +14,7 @@ import numpy as np
 from ddpm_jax.names import choose
 
 from ..models.clip import ACTIVATIONS, CLIPText
-from . import layers
+from . import flax_weights, layers
 
 # Our layer: their layer. {i} counts the blocks.
 CLIP_TEXT = {
@@ -98,6 +98,19 @@ def clip_to_params(state_dict: Mapping[str, np.ndarray], config: Mapping[str, An
     weights = {name if short[name] in state_dict else short[name]: array for name, array in state_dict.items()}
     weights.pop(BUFFER, None)
     return layers.to_params(weights, *_names_and_shapes(config), frozenset())
+
+
+def flax_clip_to_params(weights: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters of clip_from_config(config) from those of transformers' FlaxCLIPTextModel.
+
+    Args:
+      weights: its parameters, nested, or by path as files.read("flax_model.msgpack") gives them.
+      config: the model's config.json.
+
+    Raises:
+      ValueError: as clip_to_params, with PyTorch's names of the arrays.
+    """
+    return clip_to_params(flax_weights.to_state_dict(weights), config)
 
 
 def params_to_clip(params: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, np.ndarray]:

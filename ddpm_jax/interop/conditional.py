@@ -1,6 +1,9 @@
 """Weights of diffusers' `UNet2DConditionModel`, the U-Net of Stable Diffusion 1 and 2, and of `Transformer2DModel`.
 
-`config` is the model's config.json as a mapping.
+`config` is the model's config.json as a mapping. One of `FlaxUNet2DConditionModel` means the same network, that of
+PyTorch, from which nearly all of its weights came. The Flax class itself approximates gelu by tanh, has 1e-5 for
+PyTorch's 1e-6 in the norm before a transformer, which moves its output by 1e-4, and does not read norm_num_groups (it
+has 32), norm_eps and downsample_padding.
 """
 
 from collections.abc import Mapping
@@ -88,14 +91,16 @@ CHOICES = {
     "time_embedding_type": ("positional",),
     "timestep_post_act": (None,),
 }
-# Sizes of what is not there, the image size, which the weights do not depend on, and the precision of the softmax,
-# which is float32 here.
+# Sizes of what is not there, the image size, which the weights do not depend on, the precision of the softmax, which is
+# float32 here, and two ways of the Flax class to compute the same attention.
 NO_EFFECT = (
     "addition_embed_type_num_heads",
     "addition_time_embed_dim",
     "projection_class_embeddings_input_dim",
     "sample_size",
+    "split_head_dim",
     "upcast_attention",
+    "use_memory_efficient_attention",
 )
 
 

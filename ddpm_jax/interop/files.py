@@ -1,4 +1,4 @@
-"""Weights on disk: safetensors, .npz and PyTorch's files, told apart by their first bytes, never by their names.
+"""Weights on disk: safetensors, .npz, PyTorch's and Flax's files, told apart by their first bytes, never by names.
 
 Nothing in a file is executed. PyTorch's files are pickles: they go through torch.load(weights_only=True), which makes
 arrays, numbers and containers only and refuses anything else. Half precision, float16 and bfloat16, becomes float32,
@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from . import flax_weights
 
 # The first bytes of a zip archive, and of what torch.save wrote before it wrote zip archives.
 ZIP = b"PK\x03\x04"
@@ -62,9 +64,11 @@ def read(path: Path) -> Any:
         return _read_torch(path)
     if start[8:9] == b"{":
         return _read_safetensors(path)
+    if flax_weights.is_msgpack(start):
+        return flax_weights.read(path)
     if start[0] == 0x80 and start[1:2] <= b"\x05":
         raise ValueError("the file is a pickle, which can run any code when it is read: refused")
-    raise ValueError(f"neither safetensors nor .npz nor a file of PyTorch: it starts with {start[:8]!r}")
+    raise ValueError(f"neither safetensors nor .npz nor a file of PyTorch or Flax: it starts with {start[:8]!r}")
 
 
 def read_state_dict(path: Path) -> dict[str, np.ndarray]:

@@ -3,14 +3,17 @@
 import importlib
 from pathlib import Path
 
+from . import flax_weights
+
 # The parts of a pipeline that are read, the old ones at the top; and in this order, until there are weights: those that
-# can run no code, PyTorch's, other variants.
+# can run no code, PyTorch's, other variants, Flax's.
 PARTS = ("", "unet/", "transformer/", "vae/", "vqvae/", "movq/")
 STEM = "diffusion_pytorch_model"
 WEIGHTS = (
     (f"{STEM}.safetensors", f"{STEM}-*-of-*.safetensors"),
     (f"{STEM}.bin", f"{STEM}-*-of-*.bin"),
     (f"{STEM}.*.safetensors",),
+    (flax_weights.NAME,),
 )
 
 
@@ -46,9 +49,11 @@ def fetch(name: str) -> Path:
         if models and all(map(_has_weights, models)):
             return folder
     raise FileNotFoundError(
-        f"hf:{name} is no model of diffusers: it has no config.json with {STEM}.safetensors or .bin"
+        f"hf:{name} is no model of diffusers: it has no config.json with {STEM}.safetensors or .bin, "
+        f"or {flax_weights.NAME}"
     )
 
 
 def _has_weights(folder: Path) -> bool:
-    return any(path.suffix in (".safetensors", ".bin") for path in folder.glob(f"{STEM}*"))
+    found = any(path.suffix in (".safetensors", ".bin") for path in folder.glob(f"{STEM}*"))
+    return found or (folder / flax_weights.NAME).is_file()

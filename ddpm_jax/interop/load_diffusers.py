@@ -15,7 +15,7 @@ from ..process import LEARNED
 from ..samplers.configs import CLASSES, read
 from ..samplers.configs.common import DEFAULTS, prediction_of, schedule_of
 from ..samplers.configs.reading import check_kinds, read_json, refuse_pointer
-from . import autoencoder, conditional, diffusers, dit, files
+from . import autoencoder, conditional, diffusers, dit, files, flax_weights
 from .loaded import FirstStage, Loaded
 
 Reader = Callable[[Mapping[str, np.ndarray], Mapping[str, Any]], dict[str, Any]]
@@ -62,16 +62,22 @@ NETWORKS = {
         conditional.DEFAULTS | {"sample_size": None},
         (*conditional.CHOICES, *conditional.NO_EFFECT),
     ),
+    "FlaxUNet2DConditionModel": Network(
+        conditional.unet_from_config,
+        conditional.unet2dcond_to_params,
+        conditional.DEFAULTS | {"sample_size": 32},
+        (*conditional.CHOICES, *conditional.NO_EFFECT),
+    ),
     "DiTTransformer2DModel": DIT,
     "Transformer2DModel": DIT,  # the name it had when DiT was published
 }
 SHIFTS = ("shift_factor", "latents_mean", "latents_std")
 OF_FIRST_STAGES = (*autoencoder.REQUIRED, "vq_embed_dim", *SHIFTS)
 IMAGES_ONLY = {"sample_size": None, "force_upcast": None}  # the size in training, and the precision, here float32
+KL = Network(autoencoder.kl_from_config, autoencoder.kl_to_params, FIRST_STAGE_DEFAULTS, OF_FIRST_STAGES, IMAGES_ONLY)
 FIRST_STAGES = {
-    "AutoencoderKL": Network(
-        autoencoder.kl_from_config, autoencoder.kl_to_params, FIRST_STAGE_DEFAULTS, OF_FIRST_STAGES, IMAGES_ONLY
-    ),
+    "AutoencoderKL": KL,
+    "FlaxAutoencoderKL": KL,
     "VQModel": Network(
         autoencoder.vq_from_config, autoencoder.vq_to_params, FIRST_STAGE_DEFAULTS, OF_FIRST_STAGES, IMAGES_ONLY
     ),
@@ -219,14 +225,21 @@ def _changes_nothing(key: str, value: Any, table: Network) -> bool:
 
 
 def _weights(folder: Path) -> dict[str, np.ndarray]:
-    """The arrays of the folder's safetensors or .bin, in one file or several, plain or the only variant there is."""
+    """The arrays of the folder's safetensors or .bin, in one file or several, plain or the only variant there is.
+
+    Those of Flax are read where there are none of PyTorch.
+    """
     found: dict[str, dict[str, Path]] = {}
     for path in sorted(folder.iterdir()):
         match = WEIGHTS.fullmatch(path.name) or INDEX.fullmatch(path.name)
         if match:
             found.setdefault(match["variant"] or "", {})[match["kind"]] = path
+    if not found and (folder / flax_weights.NAME).is_file():
+        return flax_weights.to_state_dict(_read_file(folder / flax_weights.NAME))
     if not found:
-        raise FileNotFoundError(f"no weights in {folder}: expected diffusion_pytorch_model.safetensors or .bin")
+        raise FileNotFoundError(
+            f"no weights in {folder}: expected diffusion_pytorch_model.safetensors or .bin, or {flax_weights.NAME}"
+        )
     if "" not in found and len(found) > 1:
         raise ValueError(f"{folder.name} has several variants of the weights, {', '.join(found)}, and no plain one")
     kinds = found.get("", next(iter(found.values())))
@@ -237,12 +250,16 @@ def _weights(folder: Path) -> dict[str, np.ndarray]:
     for shard in shards:
         if not shard.is_file():
             raise FileNotFoundError(f"no {shard.name} in {shard.parent}, which {path.name} names")
-        refuse_pointer(shard)
-        try:
-            arrays |= files.read_state_dict(shard)
-        except ValueError as error:
-            raise ValueError(f"{folder.name}/{shard.name}: {error}") from error
+        arrays |= _read_file(shard)
     return arrays
+
+
+def _read_file(path: Path) -> dict[str, np.ndarray]:
+    refuse_pointer(path)
+    try:
+        return files.read_state_dict(path)
+    except ValueError as error:
+        raise ValueError(f"{path.parent.name}/{path.name}: {error}") from error
 
 
 def _shards(index: Path) -> list[Path]:

@@ -1,6 +1,6 @@
 """Checkpoints of other projects, recognized by what is in them.
 
-`load` takes a folder of diffusers, or one file with weights of
+`load` takes a folder of diffusers, of PyTorch or of Flax, or one file with weights of
   OpenAI's improved-diffusion or guided-diffusion      input_blocks.0.0.weight     load_openai
   CompVis/latent-diffusion and Stable Diffusion        model.diffusion_model.      load_ldm
   facebookresearch/DiT                                 x_embedder.proj.weight      dit
