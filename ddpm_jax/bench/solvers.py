@@ -114,6 +114,6 @@ def halves(real: np.ndarray, axes: np.ndarray) -> float:
 def real_images(workdir: Path) -> np.ndarray:
     """Those that the run was trained on, at most SAMPLES of them, chosen at random."""
     config = checkpoint.load_run(workdir).config.data
-    source = data.load(config.name, data_dir=config.dir, split=config.split, image_size=config.image_size)
+    source = data.load(config.name, **config.arguments())
     chosen = np.random.default_rng(0).permutation(len(source))[:SAMPLES]
     return source.images(chosen)

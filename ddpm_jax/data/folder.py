@@ -1,54 +1,56 @@
 """A folder of pictures as a `Source`."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-
-from ddpm_jax.data.images import Images, Source, collect, fit, with_channels
-
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
-GREY_MODES = ("1", "L")
+from ddpm_jax.data.finding import USUAL, Finder
+from ddpm_jax.data.images import Images, Say, Source, collect, fit
+from ddpm_jax.data.picture import GREY_MODES, MODES, Colour, Header, background, header, pixels, upright_size
 
 T = TypeVar("T")
 
 
-def open_folder(folder: Path, image_size: int | None) -> Source:
+def open_folder(folder: Path, image_size: int | None, transparency: str | None, say: Say) -> Source:
     """The pictures below `folder`, at any depth, in the order of their relative paths.
 
-    Hidden files (".x") are left out; of an animation the first frame counts; the EXIF orientation is applied. All
-    become RGB, unless every one is grey ("L" or "1"); transparency is dropped.
+    Every ending that the installed Pillow reads, as `finding.Finder` finds them; of several frames the first counts;
+    the EXIF orientation is applied. All become RGB, unless every one is grey ("L" or "1"); transparent ones are laid on
+    a colour.
 
     Args:
       folder: an existing folder.
       image_size: crop and resize as `images.fit` does; None wants all pictures to have one size already.
+      transparency: the colour behind transparent pictures, white by default; or "drop": their colours as stored.
+      say: is told in one line each what was left out, converted, and laid on a colour.
 
     Raises:
-      ValueError: no picture, one that cannot be read, one with 16-bit channels, or (without image_size) several
-        sizes; the message names the first such file.
+      ValueError: no picture, one that cannot be read, one with more than 8 bits a channel, or (without image_size)
+        several sizes; the message names the first such file.
     """
-    files = sorted(
-        (path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS and path.name[0] != "."),
-        key=lambda path: path.relative_to(folder).as_posix(),
-    )
+    behind = background(transparency)
+    finder = Finder(folder)
+    files, left_out = finder.sorted_files(), finder.said()
     if not files:
-        raise ValueError(f"no image below the folder {folder}; accepted endings are {', '.join(ENDINGS)}")
-    headers = _parallel(_header, files)
-    mode = "L" if all(mode in GREY_MODES for mode, _ in headers) else "RGB"
+        raise ValueError(
+            f"no image below the folder {folder}; accepted endings are {', '.join(USUAL)} and what else Pillow reads"
+            + (f"; left out: {left_out}" if left_out else "")
+        )
+    headers = _parallel(header, files)
     if image_size is None:
-        expected = headers[0][1]
-        for file, (_, size) in zip(files, headers, strict=True):
-            if size != expected:
-                raise ValueError(
-                    f"{file} is {size[0]}x{size[1]} pixels, but {files[0]} is {expected[0]}x{expected[1]}; "
-                    "pass image_size to crop and resize all to one size"
-                )
+        _check_sizes(files, headers)
+    coloured = behind is not None and len(set(behind)) > 1 and any(header.transparent for header in headers)
+    mode = "L" if all(header.mode in GREY_MODES for header in headers) and not coloured else "RGB"
+    if left_out:
+        say(f"{folder}: {len(files)} pictures; left out: {left_out}")
+    for line in _conversions(headers, mode, behind, transparency):
+        say(f"{folder}: {line}")
 
     def decode(index: int) -> Images:
-        return fit(_pixels(files[index], mode), image_size)
+        return fit(pixels(files[index], mode, behind), image_size)
 
     height, width, channels = decode(0).shape
     shape = (height, width, channels)
@@ -60,33 +62,39 @@ def open_folder(folder: Path, image_size: int | None) -> Source:
     )
 
 
+def _check_sizes(files: list[Path], headers: list[Header]) -> None:
+    """Whether all pictures have one size when they are upright."""
+    sizes = [header.size for header in headers]
+    if len(set(sizes)) > 1 or sizes[0][0] != sizes[0][1]:
+        sizes = _parallel(upright_size, files)  # reads more than a header
+    expected = sizes[0]
+    for file, size in zip(files, sizes, strict=True):
+        if size != expected:
+            raise ValueError(
+                f"{file} is {size[0]}x{size[1]} pixels, but {files[0]} is {expected[0]}x{expected[1]}; "
+                "pass image_size to crop and resize all to one size"
+            )
+
+
+def _conversions(headers: list[Header], mode: str, behind: Colour | None, transparency: str | None) -> list[str]:
+    """What is done to pictures that are not of the mode of all, opaque and of one frame."""
+    lines, all_ = [], f"of {len(headers)} pictures"
+    modes = Counter(header.mode for header in headers if header.mode not in (mode, f"{mode}A"))
+    if modes:
+        which = ", ".join(f"{n} of mode {name} ({MODES[name]})" for name, n in modes.most_common())
+        lines.append(f"{all_} {which} become {mode}{' (grey)' if mode == 'L' else ''}")
+    if transparent := sum(header.transparent for header in headers):
+        done = "their alpha is dropped" if behind is None else f"they are laid on {transparency or 'white'}"
+        lines.append(
+            f"{all_} {transparent} may be transparent: {done}; --data.transparency is a colour, such as white or "
+            "#rrggbb, or drop"
+        )
+    if several := sum(header.several_frames for header in headers):
+        lines.append(f"{all_} {several} have several frames: the first of each is taken")
+    return lines
+
+
 def _parallel(function: Callable[..., T], values: Iterable) -> list[T]:
     # Pillow releases the interpreter lock while it decodes and resizes.
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         return list(pool.map(function, values))
-
-
-def _header(file: Path) -> tuple[str, tuple[int, int]]:
-    """(mode, (width, height)) of a picture, from its header alone."""
-    from PIL import Image
-
-    try:
-        with Image.open(file) as picture:
-            mode, size = picture.mode, picture.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read the image {file}: {error}") from error
-    if mode.startswith(("I", "F")):
-        raise ValueError(f"{file} has pixels of mode {mode!r}; allowed are pictures with 8 bits a channel")
-    return mode, size
-
-
-def _pixels(file: Path, mode: str) -> Images:
-    """uint8 [H, W, C] of a picture, upright, C = 1 for mode "L" and 3 for "RGB"."""
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(file) as picture:
-            return with_channels(np.array(ImageOps.exif_transpose(picture).convert(mode)))
-    # Pillow reports a broken PNG as SyntaxError.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read the image {file}: {error}") from error

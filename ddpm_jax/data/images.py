@@ -15,8 +15,11 @@ MEMORY_BOUND = 1 << 30
 
 CHUNK = 1024
 
+MOST_CHANNELS = 4
+
 Images = NDArray[np.uint8]
 Progress = Callable[[int, int], None]
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,28 @@ def collect(
             )
         row[...] = image
     return array
+
+
+def check_order(place: str, shape: tuple[int, ...]) -> None:
+    """Whether arrays of shape [..., H, W, C] can be images, whose C is 1 to 4.
+
+    Raises:
+      ValueError: they cannot; names the order that is expected, and that which it looks like.
+    """
+    names = ["N", "H", "W", "C"][-len(shape) :]
+    first, height, width, channels = (0, *shape)[-4:]
+    square = height in (1, 3) and height != width == channels > 1  # [3, 4, 4] is hardly 3 x 4 with 4 channels
+    if channels <= MOST_CHANNELS and not square:
+        return
+    looks = ""
+    if height <= MOST_CHANNELS:
+        looks = f"looks like [{', '.join([*names[:-3], 'C', 'H', 'W'])}], channels first: np.moveaxis(images, -3, -1)"
+    elif first and width <= MOST_CHANNELS:
+        looks = "looks like [H, W, C, N], images last: np.moveaxis(images, -1, 0)"
+    raise ValueError(
+        f"{place} has shape {tuple(shape)}; expected is [{', '.join(names)}], the last axis being 1 to "
+        f"{MOST_CHANNELS} channels, but it {looks or f'would be {channels} channels'}"
+    )
 
 
 def fit(image: Images, image_size: int | None) -> Images:

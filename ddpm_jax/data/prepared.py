@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_jax.data.images import Images, Source, collect, fit, with_channels
+from ddpm_jax.data.images import Images, Source, check_order, collect, fit, with_channels
 
 DIGITS = "digits"
 NAME = re.compile(r"\w+(/[\w.\-]+)?(:[\w.*]+)?")
@@ -48,7 +48,9 @@ def open_tfds(name: str, data_dir: Path | None, split: str, image_size: int | No
         records = data.__getitems__([int(index) for index in indices])
         return [fit(decode(record["image"]), image_size) for record in records]
 
-    height, width, channels = decoded([0])[0].shape
+    first = decode(data[0]["image"])
+    check_order(f"an image of {name!r}", first.shape)
+    height, width, channels = fit(first, image_size).shape
     shape = (height, width, channels)
     return Source(name, len(data), shape, lambda indices: collect(decoded(indices), indices, shape, describe))
 

@@ -1,23 +1,15 @@
 """Open a data set by its name: the embedded digits, a TFDS set, a folder of pictures, or an array file."""
 
-import struct
-import tokenize
-import zipfile
-import zlib
-from dataclasses import replace
+import warnings
 from pathlib import Path
 
-import numpy as np
-
+from ddpm_jax.data.arrays import open_array
 from ddpm_jax.data.folder import open_folder
-from ddpm_jax.data.images import Images, Progress, Source, collect, fit, from_array, in_memory
+from ddpm_jax.data.images import Progress, Say, Source, check_order, in_memory
 from ddpm_jax.data.prepared import DIGITS, declared_shape, known_names, open_tfds, splits_of_tfds
 
 ARRAY_ENDINGS = (".npy", ".npz")
 MOST_IMAGE_SIZE = 2**14
-# What np.load ends in on bytes that are none of its: it checks some of what it reads, not all of it.
-UNREADABLE = (ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError, SyntaxError,
-              TypeError, ValueError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error)  # fmt: skip
 
 __all__ = ["Source", "image_shape", "load", "splits"]
 
@@ -28,7 +20,10 @@ def load(
     data_dir: str | Path | None = None,
     split: str = "train",
     image_size: int | None = None,
+    key: str | None = None,
+    transparency: str | None = None,
     progress: Progress | None = None,
+    say: Say = warnings.warn,
 ) -> Source:
     """The images called `name`, as a `Source`; labels are ignored.
 
@@ -37,13 +32,17 @@ def load(
     Args:
       name: "digits", the 1797 digits of scikit-learn, written to the TFDS data directory on first use; or a TFDS
         name such as "mnist"; or the path of a folder of pictures (`folder.open_folder`); or the path of a .npy or
-        .npz file with a uint8 array [N, H, W, C] or [N, H, W]. A folder that is called like a TFDS set is meant
-        only if its path is written with a separator ("./mnist").
+        .npz file with a uint8 array [N, H, W, C] or [N, H, W] (`arrays.open_array`). A folder that is called like a
+        TFDS set is meant only if its path is written with a separator ("./mnist").
       data_dir: TFDS data directory. If given, nothing is downloaded. None means TFDS's default, TFDS_DATA_DIR or
         ~/tensorflow_datasets, and TFDS downloads what is not there.
       split: a TFDS split, such as "test" or "train[:80%]"; a folder or a file has the split "train" only.
       image_size: crop centrally to a square and resize to this many pixels (`images.fit`).
+      key: of the array in a .npz file that holds several of images.
+      transparency: the colour behind the transparent pictures of a folder, such as "black" or "#rrggbb", white by
+        default; or "drop", their colours as stored.
       progress: called as progress(images decoded, images in all) while a set is decoded into memory.
+      say: is told, in a line each, what of a folder or a file was not taken as it is.
 
     Raises:
       FileNotFoundError: no such path, or data_dir does not hold the data set.
@@ -53,6 +52,10 @@ def load(
         raise ValueError(f"image_size must be a whole number in [1, {MOST_IMAGE_SIZE}], got {image_size!r}")
     path = _path(name)
     is_array = path.suffix.lower() in ARRAY_ENDINGS
+    if key is not None and path.suffix.lower() != ".npz":
+        raise ValueError(f"--data.key {key!r} is for .npz files, which {name!r} is not")
+    if transparency is not None and (is_array or not _is_folder(name, path)):
+        raise ValueError(f"--data.transparency {transparency!r} is for folders of pictures, which {name!r} is not")
     if not is_array and not _is_folder(name, path):
         directory = None if data_dir is None else Path(data_dir).expanduser()
         return in_memory(open_tfds(name, directory, split, image_size), progress)
@@ -62,8 +65,9 @@ def load(
         raise ValueError(f"{name} has no split {split!r}; a folder or an array file has only the split 'train'")
     if not path.exists():
         raise FileNotFoundError(f"no such file or folder: {path}")
-    source = _open_array(path, image_size) if is_array else open_folder(path, image_size)
-    return in_memory(source, progress)
+    if is_array:
+        return in_memory(open_array(path, image_size, key, say), progress)
+    return in_memory(open_folder(path, image_size, transparency, say), progress)
 
 
 def splits(name: str, *, data_dir: str | Path | None = None) -> tuple[str, ...]:
@@ -88,6 +92,8 @@ def image_shape(name: str, *, image_size: int | None = None) -> tuple[int, int, 
     if path.suffix.lower() in ARRAY_ENDINGS or _is_folder(name, path):
         raise ValueError(f"the size of the images of {name!r} is known only when they are read")
     height, width, channels = (*declared_shape(name), 1)[:3]  # grey ones may be declared as [H, W]
+    if height is not None and width is not None and channels is not None:
+        check_order(f"an image of {name!r}", (height, width, channels))
     if image_size is not None:
         height = width = image_size
     if height is None or width is None or channels is None:
@@ -114,44 +120,3 @@ def _is_folder(name: str, path: Path) -> bool:
     if path.is_absolute() or name.startswith((".", "~")):
         return True
     return path.is_dir() and name not in (DIGITS, *known_names())
-
-
-def _open_array(path: Path, image_size: int | None) -> Source:
-    """The images of a .npy or .npz file."""
-    array = _array(path)
-    if array.dtype != np.uint8:
-        raise ValueError(f"{path} holds {array.dtype}; allowed is uint8, values 0 to 255")
-    if array.ndim not in (3, 4) or 0 in array.shape:
-        raise ValueError(
-            f"{path} holds an array of shape {array.shape}; allowed are [N, H, W, C] and [N, H, W], none of them 0"
-        )
-    images: Images = array[..., None] if array.ndim == 3 else array
-    if image_size is None or images.shape[1:3] == (image_size, image_size):
-        return from_array(str(path), images)
-    shape = (image_size, image_size, images.shape[-1])
-    return replace(
-        from_array(str(path), images),
-        image_shape=shape,
-        read=lambda indices: collect(
-            (fit(images[index], image_size) for index in indices), indices, shape, lambda i: f"image {i} of {path}"
-        ),
-    )
-
-
-def _array(path: Path) -> np.ndarray:
-    """The array in a file; a .npy file is mapped, so that one larger than memory can be read."""
-    try:
-        content = np.load(path, mmap_mode="r")
-        if isinstance(content, np.ndarray):
-            return content
-        with content:
-            if "images" not in content and len(content.files) != 1:
-                raise ValueError(
-                    f"it holds {', '.join(content.files) or 'no array'}; one is needed, or one called images"
-                )
-            array = content["images" if "images" in content else content.files[0]]
-            if not isinstance(array, np.ndarray):
-                raise ValueError("what it holds is no array")
-            return array
-    except UNREADABLE as error:
-        raise ValueError(f"cannot read {path} as a NumPy file: {error}") from error

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_jax.data.source import UNREADABLE
+from ddpm_jax.data.arrays import UNREADABLE
 from ddpm_jax.evaluate.table import Sums, Table, empty
 from ddpm_jax.storage import write_atomically
 

@@ -103,7 +103,7 @@ def evaluate(
     template = build.params_template(model, info.image_shape)
     params, step = checkpoint.restore_ema_and_step(workdir, template, report.say)
     split = chosen_split(config.data, split, report)
-    source = data.load(config.data.name, data_dir=config.data.dir, split=split, image_size=config.data.image_size)
+    source = data.load(config.data.name, **{**config.data.arguments(), "split": split}, say=report.say)
     if source.image_shape != info.image_shape:
         raise ValueError(f"the images of {split} have shape {source.image_shape}, the run's {info.image_shape}")
     count = len(source) if num_images is None else num_images

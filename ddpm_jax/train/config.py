@@ -25,8 +25,18 @@ class DataConfig(Section):
     """TFDS split."""
     image_size: int | None = None
     """Crop to a square and resize to this; by default images must all have one size."""
+    key: str | None = None
+    """Which array of an .npz file, where several could be images."""
+    transparency: str | None = None
+    """The colour behind the transparent pictures of a folder, such as black or #rrggbb; white by default. drop keeps
+    their colours as stored."""
     flip: bool = False
     """Flip every other image from left to right, at random."""
+
+    def arguments(self) -> dict[str, Any]:
+        """What data.load takes beside the name."""
+        names = ("split", "image_size", "key", "transparency")
+        return {"data_dir": self.dir, **{name: getattr(self, name) for name in names}}
 
 
 @dataclass(frozen=True)

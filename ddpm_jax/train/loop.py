@@ -1,6 +1,7 @@
 """The only training loop: batches in; states, checkpoints, pictures and numbers out."""
 
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,7 @@ from PIL import Image
 from ddpm_jax import checkpoint, data, images, posthoc, processes, samplers
 from ddpm_jax.models import bind
 from ddpm_jax.samplers.catalogue import make_table, other_variance
-from ddpm_jax.storage import naming, retrying
+from ddpm_jax.storage import Say, naming, retrying
 from ddpm_jax.timesteps import TimestepSampler
 from ddpm_jax.train import begin, build, ema, guards, mesh, state, step
 from ddpm_jax.train.config import Config, ParallelConfig, TrainConfig
@@ -129,13 +130,19 @@ def averages_of(config: Config) -> ema.Averages:
     return ema.Averages(config.optimizer.ema_decays, config.optimizer.ema_sigmas)
 
 
-def prepare(config: Config, devices: list[jax.Device] | None = None, source: data.Source | None = None) -> Run:
+def prepare(
+    config: Config,
+    devices: list[jax.Device] | None = None,
+    source: data.Source | None = None,
+    say: Say = warnings.warn,
+) -> Run:
     """Build what the configuration names, for the devices of all processes.
 
     Args:
       config: of the run.
       devices: those of the train step; those of all processes by default.
       source: the images, instead of those that the configuration names.
+      say: is told what of the data was not taken as it is.
 
     Raises:
       ValueError: a configuration that does not fit its data or its devices.
@@ -151,11 +158,7 @@ def prepare(config: Config, devices: list[jax.Device] | None = None, source: dat
     make_denoise = build.make_denoiser(config.objective, schedule, config.sample.clip)
     build.check_table(config.objective, make_denoise, table)
     if source is None:
-        source = processes.first_before_others(
-            lambda: data.load(
-                config.data.name, data_dir=config.data.dir, split=config.data.split, image_size=config.data.image_size
-            )
-        )
+        source = processes.first_before_others(lambda: data.load(config.data.name, **config.data.arguments(), say=say))
     model = build.make_model(config, source.image_shape)
     optimizer = state.make_optimizer(config.optimizer)
     key_init, key_train, key_sample = jax.random.split(jax.random.key(config.train.seed), 3)
@@ -235,7 +238,7 @@ def fit(config: Config, workdir: Path, report: Report) -> int:
     again = retrying(report.say)
     # What processes do together, one of them cannot do again by itself.
     together = again if jax.process_count() == 1 else lambda function: function
-    run = together(prepare)(config)
+    run = together(prepare)(config, say=report.say if processes.is_first() else lambda message: None)
     if (other := other_variance(config.sample.sampler, config.objective.variance)) is not None:
         report.say(other)
     enter(run, workdir, report)

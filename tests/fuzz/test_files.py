@@ -202,7 +202,10 @@ def test_arrays(examples, tmp_path):
 
 def pictures() -> list[bytes]:
     """One of each format and mode."""
-    kinds = "PNG L, PNG RGBA, PNG P, PNG I;16, PNG 1, JPEG RGB, JPEG CMYK, GIF P, BMP RGB, WEBP RGB, TIFF F"
+    kinds = (
+        "PNG L, PNG RGBA, PNG P, PNG I;16, PNG 1, JPEG RGB, JPEG CMYK, GIF P, BMP RGB, WEBP RGB, TIFF F, TIFF RGB, "
+        "TIFF LAB, JPEG2000 RGB, TGA RGBA, PPM RGB, SGI L, ICO RGBA, PCX P, DDS RGB, QOI RGB"
+    )
     return [content_of(lambda stream, kind, mode: Image.new(mode, (6, 5)).save(stream, kind), *kind.split())
             for kind in kinds.split(", ")]  # fmt: skip
 
@@ -226,7 +229,7 @@ def test_folders(examples, tmp_path):
             assert source.images([0]).shape == (1, *source.image_shape)
 
     content = st.one_of(st.sampled_from(ready).flatmap(damaged), st.sampled_from([*ready, None]))
-    ending = st.sampled_from([".png", ".jpg", ".gif", ".webp", ".bmp", ".PNG", ".txt", ""])
+    ending = st.sampled_from([".png", ".jpg", ".gif", ".webp", ".bmp", ".PNG", ".tif", ".txt", ""])
     sizes = st.sampled_from([None, None, 0, 1, 4, 2**31, 2.5])
     fuzz(examples, st.tuples(st.lists(st.tuples(content, ending), max_size=3), sizes), check)
 

@@ -1,0 +1,177 @@
+"""The images of a .npy or .npz file as a `Source`."""
+
+import struct
+import tokenize
+import zipfile
+import zlib
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import numpy as np
+
+from ddpm_jax.data.images import Images, Say, Source, check_order, collect, fit, from_array
+from ddpm_jax.names import unknown
+
+# What np.load ends in on bytes that are none of its: it checks some of what it reads, not all of it.
+UNREADABLE = (ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError, SyntaxError,
+              TypeError, ValueError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error)  # fmt: skip
+HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+ADM, ADM_LABELS = "arr_0", "arr_1"
+"""What guided-diffusion's sample scripts and its evaluator call images and labels, which NumPy calls the first and the
+second array without a name."""
+
+
+class Held(NamedTuple):
+    """What the header of an array says."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {list(self.shape)}"
+
+
+def open_array(path: Path, image_size: int | None, key: str | None, say: Say) -> Source:
+    """The images of a .npy or .npz file, uint8 [N, H, W, C] or [N, H, W].
+
+    Of a .npz file: the array `key`, or "images", or ADM's "arr_0", or the only one that can be images.
+
+    Args:
+      path: of the file.
+      image_size: crop and resize as `images.fit` does.
+      key: of the array.
+      say: is told which other arrays could have been meant.
+
+    Raises:
+      ValueError: a file that NumPy cannot read; no array of images in it, or several and no key; an array of another
+        type or order of axes.
+    """
+    array, place = _array(path, key, say)
+    _check(place, Held(array.dtype, array.shape))
+    images: Images = array[..., None] if array.ndim == 3 else array
+    if image_size is None or images.shape[1:3] == (image_size, image_size):
+        return from_array(str(path), images)
+    shape = (image_size, image_size, images.shape[-1])
+    return replace(
+        from_array(str(path), images),
+        image_shape=shape,
+        read=lambda indices: collect(
+            (fit(images[index], image_size) for index in indices), indices, shape, lambda i: f"image {i} of {path}"
+        ),
+    )
+
+
+def _check(place: str, held: Held) -> None:
+    """Whether an array can be images.
+
+    Raises:
+      ValueError: it cannot; says why not.
+    """
+    shape = held.shape
+    if held.dtype != np.uint8:
+        raise ValueError(f"{place} holds {held.dtype}; allowed is uint8, values 0 to 255")
+    if len(shape) not in (3, 4) or 0 in shape:
+        raise ValueError(
+            f"{place} holds an array of shape {shape}; allowed are [N, H, W, C] and [N, H, W], none of them 0"
+        )
+    if len(shape) == 4:
+        check_order(place, shape)
+    elif shape[-1] in (3, 4) and shape[-2] > 4:
+        raise ValueError(f"{place} has shape {shape}, one picture [H, W, C]; expected is [N, H, W, C] or [N, H, W]")
+
+
+def _can_be_images(held: Held) -> bool:
+    try:
+        _check("", held)
+    except ValueError:
+        return False
+    return True
+
+
+def _array(path: Path, key: str | None, say: Say) -> tuple[np.ndarray, str]:
+    """The array in a file and what to call it; a .npy file is mapped, so that one larger than memory can be read."""
+    try:
+        content = np.load(path, mmap_mode="r")
+        held = {} if isinstance(content, np.ndarray) else _headers(path)
+    except UNREADABLE as error:
+        raise ValueError(f"cannot read {path} as a NumPy file: {error}") from error
+    if isinstance(content, np.ndarray):
+        if key is not None:
+            raise ValueError(f"{path} holds one array without a name, got --data.key {key!r}")
+        return content, str(path)
+    with content:
+        name = _chosen(path, held, key, say)
+        place = str(path) if len(held) == 1 else f"{name!r} of {path}"
+        _check(place, held[name])  # before it is read
+        try:
+            return np.asarray(content[name]), place
+        except UNREADABLE as error:
+            raise ValueError(f"cannot read {path} as a NumPy file: {name!r}: {error}") from error
+
+
+def _headers(path: Path) -> dict[str, Held]:
+    """The arrays of a .npz file by name, without their numbers; what is no plain array is left out."""
+    found = {}
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            if name.endswith(".npy"):
+                with archive.open(name) as file:
+                    found[name.removesuffix(".npy")] = _header(file)
+    return {name: held for name, held in found.items() if held is not None}
+
+
+def _header(file: IO[bytes]) -> Held | None:
+    try:
+        shape, _, dtype = HEADERS[np.lib.format.read_magic(file)](file)
+    except (KeyError, ValueError):
+        return None
+    return Held(dtype, shape)
+
+
+def _chosen(path: Path, held: dict[str, Held], key: str | None, say: Say) -> str:
+    """Which array of a .npz file is its images.
+
+    Raises:
+      ValueError: no array `key`; or without it, none that can be images, or several.
+    """
+    if key is not None:
+        if key not in held:
+            raise unknown(f"--data.key of {path}", key, held)
+        return key
+    candidates = [name for name, what in held.items() if _can_be_images(what)]
+    if "images" in held:
+        chosen = "images"
+    elif ADM in candidates and ADM_LABELS not in candidates:  # two without a name need not be ADM's
+        chosen = ADM
+    elif len(candidates) == 1:
+        chosen = candidates[0]
+    elif candidates:
+        raise ValueError(
+            f"cannot read {path} as a NumPy file: it holds {', '.join(candidates)}; one is needed, or one called "
+            "images, or --data.key NAME"
+        )
+    else:
+        chosen = _least_wrong(path, held)
+    if chosen in candidates and (others := _passed_over(held, chosen, candidates)):
+        say(f"{path}: the images are {chosen!r}, not {', '.join(others)}; --data.key NAME would take another")
+    return chosen
+
+
+def _passed_over(held: dict[str, Held], chosen: str, candidates: list[str]) -> list[str]:
+    """What else somebody could take for the images: arrays that can be, or as many of another type or order."""
+    length = held[chosen].shape[0]
+    ours = (chosen, ADM) if chosen == "images" else (chosen,)  # pictures.save_npz writes the same twice
+    similar = lambda what: len(what.shape) in (3, 4) and what.shape[0] == length
+    return [
+        f"{name} ({what})" for name, what in held.items() if name not in ours and (name in candidates or similar(what))
+    ]
+
+
+def _least_wrong(path: Path, held: dict[str, Held]) -> str:
+    """Of arrays that cannot be images, the one that is meant, for its check to say why not."""
+    shaped = [name for name, what in held.items() if len(what.shape) in (3, 4)] or list(held)
+    if len(shaped) == 1:
+        return shaped[0]
+    contents = ", ".join(f"{name} ({what})" for name, what in held.items()) or "no array"
+    raise ValueError(f"{path} holds {contents}; images are uint8 [N, H, W, C] or [N, H, W]")
