@@ -22,7 +22,7 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from ddpm_jax import drawing, export, interop, posthoc, processes
+from ddpm_jax import drawing, export, interop, pictures, posthoc, processes
 from ddpm_jax.bars import Bar, LearnBar, NllBar
 from ddpm_jax.bench import command as bench
 from ddpm_jax.evaluate import nll
@@ -91,9 +91,9 @@ class SampleArguments:
     """The decay of the average of a run's parameters: one that it keeps; optimizer.ema_decay by default."""
     ema_sigma: float | None = None
     """The width of a power function instead: any that its snapshots of optimizer.ema_sigmas give."""
-    out: Path | None = None
-    """A .png picture of all images side by side, or .npz with uint8 images [N, H, W, C]; by default a picture in the
-    run's directory, or in the working directory."""
+    out: str | None = None
+    """A .png picture of all images side by side; .npz with uint8 images [N, H, W, C], also as ADM's arr_0 (labels:
+    arr_1); FOLDER/, new or empty, for numbered .png; by default a picture in the run's or the working directory."""
 
 
 # ------------------------------------------------------------------------------------------------------------ train
@@ -156,8 +156,7 @@ def load_experiment(path: Path) -> Config:
 def sample(argv: list[str]) -> None:
     """Draw images from a run's averaged parameters, or from the weights of another project."""
     arguments = _parse(SampleArguments, argv, "sample")
-    if arguments.out is not None:
-        choose("ending of --out", arguments.out.suffix, {".png": 0, ".npz": 0})
+    save = pictures.saver(arguments.out) if arguments.out else None
     place, average = Path(arguments.source), posthoc.Average(arguments.ema_decay, arguments.ema_sigma)
     export.check_average(place, average)
     is_run = export.is_run(place)
@@ -172,12 +171,8 @@ def sample(argv: list[str]) -> None:
         for batch in drawn:
             batches.append(batch)
             bar.update(len(batch))
-    pictures = np.concatenate(batches)
-    out = arguments.out or (place if is_run else Path()) / default_name(arguments, source, is_run)
-    if out.suffix == ".png":
-        loop.save_grid(out, pictures)
-    else:
-        drawing.save_npz(out, pictures)
+    out = arguments.out or str((place if is_run else Path()) / default_name(arguments, source, is_run))
+    (save or pictures.saver(out))(np.concatenate(batches), labels.of(0, n))
     print(f"{n} images: {out}")
 
 

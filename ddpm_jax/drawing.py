@@ -274,12 +274,3 @@ def _guided(source: Source, params: Any, y: jax.Array, labels: Labels) -> ModelF
     assert labels.null is not None
     unconditional = source.model_fn(params, y=jnp.full_like(y, labels.null))
     return guidance.classifier_free(conditional, unconditional, scale=labels.guidance_scale)
-
-
-def save_npz(path: Path, pictures: np.ndarray) -> None:
-    """images [N, H, W, C] uint8, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
-        np.savez_compressed(file, images=pictures)
-    partial.replace(path)

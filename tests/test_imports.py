@@ -16,6 +16,7 @@ ALLOWED = {
     "keys": set(),
     "storage": set(),
     "report": set(),
+    "pictures": {"images", "storage"},
     "bars": {"processes"},
     "timesteps": {"names", "schedules"},
     "schedules": {"names"},
@@ -36,8 +37,8 @@ ALLOWED = {
     },
     "train.begin": {"checkpoint", "train"},
     "train.loop": {
-        *("images", "timesteps", "samplers", "models", "train", "data", "checkpoint", "posthoc", "processes"),
-        "storage",
+        *("images", "timesteps", "samplers", "models", "train", "data", "checkpoint", "pictures", "posthoc"),
+        *("processes", "storage"),
     },
     "sealing": {"storage"},
     "checkpoint": {"train", "processes", "storage", "sealing"},
@@ -64,7 +65,7 @@ ALLOWED = {
     },
     "cli": {
         *("names", "bars", "data", "train", "samplers", "evaluate", "drawing", "export", "interop", "parity", "plan"),
-        *("bench", "learn", "posthoc", "processes"),
+        *("bench", "learn", "pictures", "posthoc", "processes"),
     },
     "processes": set(),
     "__init__": set(),

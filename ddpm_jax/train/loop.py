@@ -12,12 +12,12 @@ import jax
 import numpy as np
 import optax
 from flax import linen as nn
-from PIL import Image
 
 from ddpm_jax import checkpoint, data, images, posthoc, processes, samplers
 from ddpm_jax.models import bind
+from ddpm_jax.pictures import save_grid
 from ddpm_jax.samplers.catalogue import make_table, other_variance
-from ddpm_jax.storage import Say, naming, retrying
+from ddpm_jax.storage import Say, retrying
 from ddpm_jax.timesteps import TimestepSampler
 from ddpm_jax.train import begin, build, ema, guards, mesh, state, step
 from ddpm_jax.train.config import Config, ParallelConfig, TrainConfig
@@ -361,15 +361,3 @@ def _save_picture(path: Path, run: Run, train_state: state.TrainState) -> None:
     params = mesh.on_one_device(train_state.ema_params)  # of every process; the others need not draw the same pictures
     if processes.is_first():
         save_grid(path, images.to_uint8(run.draw(params, run.key_sample)))
-
-
-def save_grid(path: Path, pictures: np.ndarray) -> None:
-    """uint8 [N, H, W, C] as one PNG, small images enlarged by whole factors."""
-    height = pictures.shape[1]
-    picture = np.repeat(np.repeat(pictures, factor := max(1, 48 // height), axis=1), factor, axis=2)
-    picture = images.grid(picture)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with naming(partial):
-        Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture).save(partial, format="PNG")
-    partial.replace(path)
