@@ -3,6 +3,7 @@
 Image i of a seed is drawn with the same noise whatever the number of images and the size of the batches are.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -136,7 +137,7 @@ def preset(
     num_steps: int | None,
     grid: str | None,
     timesteps: Sequence[int] | None,
-    say: Say,
+    say: Say = warnings.warn,
 ) -> Preset:
     """(table, denoiser) of a sampler of the catalogue, of a file, or of the source's own.
 
