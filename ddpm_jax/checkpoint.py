@@ -16,9 +16,11 @@ import dataclasses
 import datetime
 import errno
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
+import shlex
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -33,6 +35,7 @@ from ddpm_jax import processes
 from ddpm_jax.sealing import ITEMS, SEAL, damage, seal
 from ddpm_jax.storage import Say, naming, write_atomically
 from ddpm_jax.train.config import Config, differences, from_dict, to_dict
+from ddpm_jax.train.defaults import resolved
 from ddpm_jax.train.fields import at_least
 from ddpm_jax.train.leaves import describe, listing, misfits
 from ddpm_jax.train.state import TrainState
@@ -42,7 +45,7 @@ from ddpm_jax.train.state import TrainState
 
 @dataclasses.dataclass(frozen=True)
 class RunInfo:
-    """What config.json says: the configuration, and the facts of its data that a network and a batch depend on."""
+    """What config.json says: the configuration, resolved, and what of its data a network and a batch depend on."""
 
     config: Config
     image_shape: tuple[int, int, int]
@@ -51,6 +54,7 @@ class RunInfo:
     def __post_init__(self):
         for name, size in (*(("image_shape", size) for size in self.image_shape), ("num_examples", self.num_examples)):
             at_least(name, size)
+        object.__setattr__(self, "config", resolved(self.config, self.image_shape))
 
 
 def open_run(workdir: Path, info: RunInfo) -> None:
@@ -71,11 +75,29 @@ def open_run(workdir: Path, info: RunInfo) -> None:
         if changed:
             raise ValueError(
                 f"{workdir} belongs to another configuration ({'; '.join(changed)}); choose another --workdir"
+                + _how_to_fork(workdir, info.config.train.num_steps, changed)
             )
     elif workdir.exists() and any(not file.name.endswith(".partial") for file in workdir.iterdir()):
         raise ValueError(f"{workdir} is not empty and holds no run (no config.json); choose another --workdir")
     workdir.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(to_dict(info), indent=2) + "\n")
+
+
+# What a checkpoint of another run must have in common with this one, by the beginnings of `differences`.
+SAME_NETWORK = ("model.", "objective.variance", "image_shape", "train.begin")
+
+
+def _how_to_fork(workdir: Path, num_steps: int, changed: list[str]) -> str:
+    """The options that go on from this run's newest checkpoint with other settings, where these have its network."""
+    steps = _steps(workdir / "checkpoints") if (workdir / "checkpoints").is_dir() else []
+    if not steps or any(line.startswith(SAME_NETWORK) for line in changed if not line.startswith("model.dropout")):
+        return ""
+    options = ["--train.begin-from", str(workdir)]
+    if num_steps <= max(steps):
+        options += ["--train.num-steps", str(max(steps) + num_steps)]
+    n = next(n for n in itertools.count(2) if not workdir.with_name(f"{workdir.name}_{n}").exists())
+    options += ["--workdir", str(workdir.with_name(f"{workdir.name}_{n}"))]
+    return f", or go on from its step {max(steps)} with the new settings: the same command with {shlex.join(options)}"
 
 
 def load_run(workdir: Path) -> RunInfo:

@@ -15,7 +15,9 @@ from ddpm_jax.train.config import Config, DataConfig, ModelConfig, OptimizerConf
 config = Config(
     data=DataConfig(name="mnist"),
     # 28 halves twice: 28, 14, 7.
-    model=ModelConfig(channels=16, channel_multipliers=(1, 2, 4), num_res_blocks=1, attention_resolutions=(7,)),
+    model=ModelConfig(
+        channels=16, channel_multipliers=(1, 2, 4), num_res_blocks=1, attention_resolutions=(7,), num_groups=8
+    ),
     optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=100, decay_steps=10_000, ema_decay=0.999),
     sample=SampleConfig(num_images=36),
     train=TrainConfig(num_steps=10_000, batch_size=64, checkpoint_every=1000, sample_every=500),

@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -251,6 +252,24 @@ def test_it_begins_once(half, tmp_path):
     assert_same_leaves(named(held(run)), named(held(tmp_path / "again")))
     with pytest.raises(ValueError, match=r"another configuration \(train.begin_from: .*, now None; train.begin_with"):
         fit(run, with_steps(4))
+
+
+def test_other_settings_in_the_same_directory_are_told_how_to_go_on(half, tmp_path):
+    """The options that the message ends in do it; where the network is another one, there are none."""
+    directory = tmp_path / "a run"
+    shutil.copytree(half, directory)
+    (tmp_path / "a run_2").mkdir()
+    changed = dataclasses.replace(with_steps(4), optimizer=dataclasses.replace(CONFIG.optimizer, learning_rate=1e-3))
+    with pytest.raises(ValueError, match=r"optimizer\.learning_rate: 0\.006, now 0\.001.*choose another") as error:
+        fit(directory, changed)
+    options = str(error.value).partition("the same command with ")[2]
+    expected = f"--train.begin-from '{directory}' --train.num-steps 8 --workdir '{directory}_3'"
+    assert "go on from its step 4 with the new settings" in str(error.value) and options == expected
+    arguments = cli._parse(cli.TrainArguments, shlex.split(options), "train", cli.TrainArguments(changed))
+    assert arguments.workdir is not None
+    assert fit(arguments.workdir, arguments.config).seen == [4, 5, 6, 7, 8]
+    with pytest.raises(ValueError, match=r"now \(1, 2\)\); choose another --workdir$"):
+        fit(directory, dataclasses.replace(changed, model=dataclasses.replace(WIDER.model, channel_multipliers=(1, 2))))
 
 
 def test_an_optimizer_that_does_not_fit_begins_anew(whole):

@@ -15,6 +15,7 @@ from ddpm_jax.plan.chips import CHIPS, Topology, parse
 from ddpm_jax.plan.planner import Plan, check_libtpu, plan_sampler, plan_train
 from ddpm_jax.plan.table import table
 from ddpm_jax.train.config import Config, to_dict
+from ddpm_jax.train.defaults import resolved
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +40,8 @@ def run(arguments: PlanArguments, say: Callable[[str], None]) -> None:
         raise ValueError("plan needs a --topology, such as v5e:4x8")
     slices = [parse(name) for name in arguments.topology]
     check_libtpu()
-    config = arguments.config
-    shape = image_shape(config, arguments.image_shape)
+    shape = image_shape(arguments.config, arguments.image_shape)
+    config = resolved(arguments.config, shape)
     versions = {"date": datetime.date.today().isoformat()}
     versions |= {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "libtpu")}
     facts = {"versions": versions, "config": to_dict(config), "image_shape": shape}

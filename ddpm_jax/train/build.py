@@ -15,6 +15,7 @@ from ddpm_jax.names import choose
 from ddpm_jax.process import LEARNED, ModelFn
 from ddpm_jax.schedules import Schedule
 from ddpm_jax.train.config import Config, ObjectiveConfig, ScheduleConfig
+from ddpm_jax.train.defaults import resolved
 
 
 def make_schedule(config: ScheduleConfig) -> Schedule:
@@ -27,7 +28,7 @@ def make_model(config: Config, image_shape: tuple[int, int, int]) -> UNet:
     Raises:
       ValueError: settings that do not fit each other or the images.
     """
-    settings = dataclasses.asdict(config.model)
+    settings = dataclasses.asdict(resolved(config, image_shape).model)
     out_channels = image_shape[-1] * (2 if config.objective.variance in LEARNED else 1)
     model = UNet(**settings | {"out_channels": out_channels, "dtype": jnp.dtype(config.model.dtype)})
     params_template(model, image_shape)

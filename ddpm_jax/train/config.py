@@ -1,6 +1,7 @@
 """A run's configuration: frozen dataclasses, the one place where a default is written down.
 
-The defaults are the embedded example: scikit-learn's handwritten digits, a few minutes on a laptop.
+The defaults are the embedded example: scikit-learn's handwritten digits, a few minutes on a laptop. What belongs to the
+size of its images is None here, and train.defaults says it for every size.
 """
 
 import dataclasses
@@ -51,14 +52,17 @@ class ScheduleConfig(Section):
 
 @dataclass(frozen=True)
 class ModelConfig(Section):
-    """The U-Net, as models.UNet; its output channels are those of the images, twice as many with a learned variance."""
+    """The U-Net, as models.UNet; its output channels are those of the images, twice as many with a learned variance.
 
-    channels: int = 16
-    channel_multipliers: tuple[int, ...] = (1, 2)
+    What is None follows from the size of the images: train.defaults.
+    """
+
+    channels: int | None = None
+    channel_multipliers: tuple[int, ...] | None = None
     num_res_blocks: int = 1
-    attention_resolutions: tuple[int, ...] = (4,)
+    attention_resolutions: tuple[int, ...] | None = None
     dropout: float = 0.0
-    num_groups: int = 8
+    num_groups: int | None = None
     norm_eps: float = 1e-6
     num_heads: int = 1
     num_head_channels: int | None = None
@@ -79,14 +83,14 @@ class ModelConfig(Section):
 
     def __post_init__(self):
         super().__post_init__()
-        at_least("model.channels", self.channels, 4, most=2**16)
-        for multiplier in self.channel_multipliers:
+        if self.channels is not None:
+            at_least("model.channels", self.channels, 4, most=2**16)
+        for multiplier in self.channel_multipliers or ():
             at_least("model.channel_multipliers", multiplier, most=2**16)
         at_least("model.num_res_blocks", self.num_res_blocks, most=2**10)
-        for name in ("num_groups", "num_heads"):
-            at_least(f"model.{name}", getattr(self, name))
-        if self.num_head_channels is not None:
-            at_least("model.num_head_channels", self.num_head_channels)
+        for name in ("num_groups", "num_heads", "num_head_channels"):
+            if (value := getattr(self, name)) is not None:
+                at_least(f"model.{name}", value)
         in_unit_interval("model.dropout", self.dropout)
         if self.norm_eps <= 0:
             raise ValueError(f"model.norm_eps must be positive, got {self.norm_eps}")
@@ -153,7 +157,8 @@ class ObjectiveConfig(Section):
 class OptimizerConfig(Section):
     """Adam, and the average of parameters."""
 
-    learning_rate: float = 6e-3
+    learning_rate: float | None = None
+    """By default 0.006 for images of the digits' size, 0.0002 for larger ones."""
     warmup_steps: int = 100
     decay_steps: int | None = 6000
     """Cosine decay to 0 at this step; none keeps the rate after the warm-up."""
@@ -270,11 +275,9 @@ class Config(Section):
             in_unit_interval(f"optimizer.{name}", getattr(self.optimizer, name))
         _check_averages(self.optimizer, self.train)
         at_least("train.seed", self.train.seed, 0, most=MOST_SEED)
-        rate, clip_norm = self.optimizer.learning_rate, self.optimizer.clip_norm
-        if rate <= 0 or (clip_norm is not None and clip_norm <= 0):
-            raise ValueError(
-                f"optimizer.learning_rate and optimizer.clip_norm must be positive, got {rate} and {clip_norm}"
-            )
+        for name in ("learning_rate", "clip_norm"):
+            if (value := getattr(self.optimizer, name)) is not None and value <= 0:
+                raise ValueError(f"optimizer.{name} must be positive, got {value}")
         decay, warmup = self.optimizer.decay_steps, self.optimizer.warmup_steps
         for name, steps in (("warmup_steps", warmup), ("decay_steps", decay)):
             at_least(f"optimizer.{name}", 0 if steps is None else steps, 0)

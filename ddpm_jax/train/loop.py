@@ -19,7 +19,7 @@ from ddpm_jax.pictures import save_grid
 from ddpm_jax.samplers.catalogue import make_table, other_variance
 from ddpm_jax.storage import Say, retrying
 from ddpm_jax.timesteps import TimestepSampler
-from ddpm_jax.train import begin, build, ema, guards, mesh, state, step
+from ddpm_jax.train import begin, build, defaults, ema, guards, mesh, state, step
 from ddpm_jax.train.config import Config, ParallelConfig, TrainConfig
 from ddpm_jax.train.metrics import MetricsLog, plot_loss
 
@@ -159,6 +159,7 @@ def prepare(
     build.check_table(config.objective, make_denoise, table)
     if source is None:
         source = processes.first_before_others(lambda: data.load(config.data.name, **config.data.arguments(), say=say))
+    config = defaults.resolved(config, source.image_shape)
     model = build.make_model(config, source.image_shape)
     optimizer = state.make_optimizer(config.optimizer)
     key_init, key_train, key_sample = jax.random.split(jax.random.key(config.train.seed), 3)
@@ -290,15 +291,21 @@ def fit(config: Config, workdir: Path, report: Report) -> int:
 
 
 def enter(run: Run, workdir: Path, report: Report) -> None:
-    """Make the run's directory, or check that it is this run's; before that, whether what it begins from is there.
+    """Make the run's directory, and say what is trained there; or check that it is this run's.
+
+    Before that, whether what it begins from, which has its network, is there.
 
     Raises:
       ValueError, OSError: as begin.check and checkpoint.open_run.
     """
     info = checkpoint.RunInfo(run.config, run.source.image_shape, len(run.source))
-    if run.config.train.begin_from is not None and not (workdir / "config.json").exists():
+    begins = not (workdir / "config.json").exists()
+    if begins and run.config.train.begin_from is not None:
         begin.check(run.config.train, run.template(), report.say)
     processes.from_first(lambda: checkpoint.open_run(workdir, info))
+    if begins and run.config.train.begin_from is None and processes.is_first():
+        sizes = jax.tree.map(lambda leaf: leaf.size, build.params_template(run.model, info.image_shape))
+        report.say(defaults.described(run.config, info.image_shape, sum(jax.tree.leaves(sizes))))
 
 
 def first_state(

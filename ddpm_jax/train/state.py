@@ -40,7 +40,12 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     """Adam on gradients clipped to a global norm, with a linear warm-up from 0 and an optional cosine decay to 0.
 
     Source: Ho et al. 2020 (arXiv:2006.11239), appendix B, and their code: warm-up over 5000 steps, clip 1.
+
+    Raises:
+      ValueError: a learning rate that is still None.
     """
+    if config.learning_rate is None:
+        raise ValueError("optimizer.learning_rate is None, which follows from the images: train.defaults.resolved")
     if config.decay_steps is None:
         rate = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
         if config.warmup_steps == 0:
