@@ -113,7 +113,7 @@ def loss(denoise: Denoise, x_0: jax.Array, sigma: jax.Array, eps: jax.Array, wei
     Returns:
       [B].
     """
-    error = denoise(x_0 + _column(sigma, x_0) * eps, sigma) - x_0
+    error = denoise(q_sample(x_0, sigma, eps), sigma) - x_0
     return weight * jnp.mean(error**2, axis=tuple(range(1, x_0.ndim)))
 
 
@@ -131,6 +131,46 @@ def lognormal_sigma(normal: jax.Array, *, mean: float = -1.2, std: float = 1.2) 
     Source: Karras et al. 2022 (arXiv:2206.00364), table 1 (P_mean, P_std).
     """
     return jnp.exp(mean + std * normal)
+
+
+def vp_sigma(uniform: jax.Array, *, beta_d: float = 19.9, beta_min: float = 0.1, time_min: float = 1e-5) -> jax.Array:
+    """sigma = sqrt(exp(beta_d t^2 / 2 + beta_min t) - 1), t = 1 - (1 - time_min) uniform: t ~ U(time_min, 1].
+
+    Source: Karras et al. 2022 (arXiv:2206.00364), table 1 (VP, noise distribution); uniform ~ U[0, 1).
+    """
+    t = 1 - (1 - time_min) * uniform
+    return jnp.sqrt(jnp.expm1(beta_d / 2 * t**2 + beta_min * t))
+
+
+def ve_sigma(uniform: jax.Array, *, sigma_min: float = 0.02, sigma_max: float = 100.0) -> jax.Array:
+    """sigma = sigma_min (sigma_max / sigma_min)^uniform: ln sigma ~ U[ln sigma_min, ln sigma_max).
+
+    Source: Karras et al. 2022 (arXiv:2206.00364), table 1 (VE, noise distribution); uniform ~ U[0, 1).
+    """
+    return sigma_min * (sigma_max / sigma_min) ** uniform
+
+
+def sigma_of(c_noise: jax.Array) -> jax.Array:
+    """sigma = exp(4 c_noise): where EDM's network is told c_noise, which diffusers calls the timestep."""
+    return jnp.exp(4 * c_noise)
+
+
+def q_sample(x_0: jax.Array, sigma: jax.Array, eps: jax.Array) -> jax.Array:
+    """x = x_0 + sigma eps, a sample of q(x; sigma) if eps ~ N(0, I).
+
+    Source: Karras et al. 2022 (arXiv:2206.00364), section 2.
+
+    Args:
+      x_0: [B, ...] clean data.
+      sigma: [B], at least 0; `sigma_of` gives it from what the network is told.
+      eps: like x_0.
+
+    Raises:
+      ValueError: eps not like x_0, or sigma not [B].
+    """
+    if eps.shape != x_0.shape or sigma.shape != x_0.shape[:1]:
+        raise ValueError(f"eps must be like x_0, {x_0.shape}, and sigma [B] of it, got {eps.shape} and {sigma.shape}")
+    return x_0 + _column(sigma, x_0) * eps
 
 
 def _column(values: jax.Array, like: jax.Array) -> jax.Array:

@@ -48,7 +48,7 @@ class Prediction(NamedTuple):
 
 
 class Posterior(NamedTuple):
-    """A Gaussian over x_{t-1}: mean [B, ...]; variance and its natural log [B, 1, ..., 1]."""
+    """A Gaussian, most often over x_{t-1}: mean [B, ...]; variance and its natural log [B, 1, ..., 1]."""
 
     mean: jax.Array
     variance: jax.Array
@@ -149,6 +149,19 @@ def q_sample(schedule: Schedule, x_0: jax.Array, t: jax.Array, eps: jax.Array) -
       ValueError: shapes or dtypes of x_0 and eps differ, or t is not [B] integers.
     """
     return _at(schedule.sqrt_alphas_cumprod, t, x_0) * x_0 + _at(schedule.sqrt_one_minus_alphas_cumprod, t, x_0) * eps
+
+
+@batched("x_0")
+def q_mean_variance(schedule: Schedule, x_0: jax.Array, t: jax.Array) -> Posterior:
+    """q(x_t | x_0) = N(sqrt(ac_t) x_0, (1 - ac_t) I).
+
+    Source: Ho et al. 2020 (arXiv:2006.11239), eq. 4.
+
+    Raises:
+      ValueError: as q_sample.
+    """
+    variance = _at(schedule.one_minus_alphas_cumprod, t, x_0).reshape((1,) * x_0.ndim)
+    return Posterior(_at(schedule.sqrt_alphas_cumprod, t, x_0) * x_0, variance, jnp.log(variance))
 
 
 @batched("x_0", "eps")

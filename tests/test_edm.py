@@ -88,3 +88,40 @@ def test_on_a_schedule_it_is_the_same_loss_told_another_time(x64):
 def test_a_network_of_another_shape_is_refused():
     with pytest.raises(ValueError, match=r"output must be like x, \(2, 3\), got \(2, 6\)"):
         edm.preconditioned(lambda x, t: jnp.concatenate([x, x], -1))(jnp.ones((2, 3)), jnp.ones(2))
+
+
+@pytest.mark.parametrize("case, draw", [("vp", edm.vp_sigma), ("ve", edm.ve_sigma)])
+def test_draws_of_sigma_of_the_edm_code(case, draw, tolerance):
+    """The recorded sigmas are those of some numbers in [0, 1), evenly spread; ends and middle by hand."""
+    sigma = golden("other/edm_losses")[0][f"{case}.sigma"].ravel().astype(np.float64)
+    if case == "vp":
+        t = (np.sqrt(0.1**2 + 2 * 19.9 * np.log1p(sigma**2)) - 0.1) / 19.9
+        uniform = (1 - t) / (1 - 1e-5)
+        ends = np.sqrt(np.expm1(19.9 / 2 * np.array([1, 0.500005]) ** 2 + 0.1 * np.array([1, 0.500005])))
+        last = np.sqrt(1e-6)  # beta_min t where t is small
+    else:
+        uniform = np.log(sigma / 0.02) / np.log(100 / 0.02)
+        ends, last = [0.02, np.sqrt(2)], 100.0
+    assert ((uniform >= 0) & (uniform < 1)).all() and np.ptp(uniform) > 0.3
+    np.testing.assert_allclose(draw(jnp.asarray(uniform, float)), sigma, rtol=tolerance)
+    np.testing.assert_allclose(draw(jnp.array([0.0, 0.5])), ends, rtol=tolerance)
+    np.testing.assert_allclose(draw(jnp.array([1.0])), last, rtol=2e-3)
+
+
+def test_other_constants_of_the_draws():
+    uniform = jnp.array([0.0, 1.0])
+    np.testing.assert_allclose(edm.ve_sigma(uniform, sigma_min=0.1, sigma_max=7), [0.1, 7], rtol=1e-6)
+    found = edm.vp_sigma(uniform, beta_d=2, beta_min=1, time_min=0.5)
+    np.testing.assert_allclose(found, np.sqrt(np.expm1([2, 0.75])), rtol=1e-6)
+
+
+def test_noise_at_any_level_and_what_it_is_told():
+    x_0, eps = jnp.ones((2, 3, 1)), jnp.arange(6.0).reshape(2, 3, 1)
+    sigma = jnp.array([0.0, 80.0])
+    np.testing.assert_allclose(edm.q_sample(x_0, sigma, eps)[:, :, 0], [[1, 1, 1], [241, 321, 401]])
+    np.testing.assert_allclose(edm.sigma_of(edm.edm(sigma[1:]).c_noise), [80], rtol=1e-6)
+    for wrong in (eps[:1], eps[:, :2]):
+        with pytest.raises(ValueError, match=r"eps must be like x_0, \(2, 3, 1\)"):
+            edm.q_sample(x_0, sigma, wrong)
+    with pytest.raises(ValueError, match=r"sigma \[B\] of it, got \(2, 3, 1\) and \(1,\)"):
+        edm.q_sample(x_0, sigma[:1], eps)

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax import process, schedules
+from ddpm_jax import edm, process, schedules
+from ddpm_jax.samplers import sigma_grids
 from tests.helpers import golden, relative
 
 PREDICTIONS = ("eps", "x_0", "v", "x_prev", "score")
@@ -141,8 +142,10 @@ def test_openai_forward(name):
     a = {key: jnp.asarray(value) for key, value in arrays.items()}
     t = a["t"].astype(jnp.int32)
     assert relative(process.q_sample(s, a["x_start"], t, a["noise"]), a["x_t"]) < 1e-6
-    posterior = process.q_posterior(s, a["x_start"], a["x_t"], t)
     broadcast = lambda x: np.broadcast_to(x, a["x_t"].shape)
+    for name, part in process.q_mean_variance(s, a["x_start"], t)._asdict().items():
+        assert relative(broadcast(part), a[f"q_{name}"]) < 1e-6
+    posterior = process.q_posterior(s, a["x_start"], a["x_t"], t)
     assert relative(posterior.mean, a["posterior_mean"]) < 1e-6
     assert relative(broadcast(posterior.variance), a["posterior_variance"]) < 1e-6
     assert relative(broadcast(posterior.log_variance), a["posterior_log_variance_clipped"]) < 1e-6
@@ -193,23 +196,58 @@ def compare_p_mean_variance(name, mean, variance, clip, precision):
         assert relative(np.broadcast_to(value, expected.shape), expected) < 2e-6, name
 
 
+CURVES = {"linear": schedules.linear, "scaled_linear": schedules.quad, "squaredcos_cap_v2": schedules.cosine,
+          "sigmoid": schedules.sigmoid}  # fmt: skip
+
+
+def schedule_of(cls, config):
+    """Of a diffusers class with these settings beside its defaults."""
+    latent = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    config = {**(latent if cls == "LCMScheduler" else {}), **config}
+    zero_snr = config.pop("rescale_betas_zero_snr", False)
+    found = CURVES[config.pop("beta_schedule")](**config)
+    return schedules.zero_terminal_snr(found) if zero_snr else found
+
+
 def test_diffusers_add_noise_and_velocity():
+    """Of every recorded class; some keep x / alpha = x_0 + sigma eps."""
     arrays, meta = golden("diffusers/add_noise")
-    x, eps, t = jnp.asarray(arrays["x0"]), jnp.asarray(arrays["noise"]), jnp.asarray(arrays["t"], jnp.int32)
-    make = {"linear": schedules.linear, "scaled_linear": schedules.quad, "squaredcos_cap_v2": schedules.cosine}
+    x, eps = jnp.asarray(arrays["x0"]), jnp.asarray(arrays["noise"])
     checked = 0
     for case in meta["cases"]:
-        config = dict(case["config"])
-        if case["cls"] not in ("DDPMScheduler", "DDIMScheduler") or config.get("beta_schedule") not in make:
-            continue
-        zero_snr = config.pop("rescale_betas_zero_snr", False)
-        s = make[config.pop("beta_schedule")](**config)
-        s = schedules.zero_terminal_snr(s) if zero_snr else s
+        key, cls = case["key"], case["cls"]
+        given = arrays.get(f"{key}.t", arrays["t"])
+        t = jnp.asarray(given, jnp.int32)
+        if cls == "EDMEulerScheduler":  # its timesteps are what the network is told
+            found = edm.q_sample(x, edm.sigma_of(jnp.asarray(given, jnp.float32)), eps)
+        elif cls in ("EulerDiscreteScheduler", "HeunDiscreteScheduler"):  # levels between timesteps, of x / alpha
+            sigmas = sigma_grids.of_schedule(schedule_of(cls, case["config"]))
+            found = edm.q_sample(x, jnp.asarray(np.interp(given, np.arange(1000), sigmas), jnp.float32), eps)
+        else:
+            found = process.q_sample(schedule_of(cls, case["config"]), x, t, eps)
         # Their tables are float32 throughout: 1 - alphas_cumprod is off by 1.7e-4 at t = 0 (parity checklist, S5).
-        assert relative(process.q_sample(s, x, t, eps), arrays[f"{case['key']}.x_t"]) < 5e-6
-        assert relative(process.velocity(s, x, eps, t), arrays[f"{case['key']}.velocity"]) < 5e-6
+        assert relative(found, arrays[f"{key}.x_t"]) < 5e-6, cls
+        if f"{key}.velocity" in arrays:
+            velocity = process.velocity(schedule_of(cls, case["config"]), x, eps, t)
+            assert relative(velocity, arrays[f"{key}.velocity"]) < 5e-6, cls
         checked += 1
-    assert checked == 4
+    assert checked == len(meta["cases"]) == 12
+
+
+def test_q_mean_variance_by_hand(x64):
+    """A sample of q is its mean and so many standard deviations."""
+    s = schedules.linear(10)
+    x_0, t = jnp.array([[2.0, -1.0], [0.5, 3.0]]), jnp.array([0, 9])
+    mean, variance, log_variance = process.q_mean_variance(s, x_0, t)
+    keep = np.cumprod(1 - s.betas_float64)[[0, 9]]
+    np.testing.assert_allclose(mean, np.sqrt(keep)[:, None] * x_0, rtol=1e-6)
+    np.testing.assert_allclose(variance, 1 - keep[:, None], rtol=1e-6)
+    np.testing.assert_allclose(log_variance, np.log(1 - keep)[:, None], rtol=1e-6)
+    eps = jnp.ones_like(x_0)
+    np.testing.assert_allclose(process.q_sample(s, x_0, t, eps), mean + np.sqrt(variance) * eps, rtol=1e-6)
+    assert variance.shape == (2, 1) and process.q_mean_variance(s, x_0[..., None], t).variance.shape == (2, 1, 1)
+    with pytest.raises(ValueError, match=r"t must be \[B\] integers, here \[2\]"):
+        process.q_mean_variance(s, x_0, t[:1])
 
 
 # ----------------------------------------------------------------------------------------------------------- errors

@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax import process, schedules
+from ddpm_jax import edm, process, schedules
 from ddpm_jax.parity.results import Difference, Result, along, compared, not_compared, relative, without_steps
 from ddpm_jax.parity.theirs import Libraries, nchw, nhwc
 from ddpm_jax.samplers.configs import CLASSES, float32
@@ -135,12 +135,9 @@ UNSCHEDULED = {
     "RePaintScheduler": "add_noise of the class raises NotImplementedError",
     "DPMSolverMultistepInverseScheduler": "add_noise of the class is that of DPMSolverMultistepScheduler",
     "DPMSolverSDEScheduler": "the class needs torchsde",
-    **dict.fromkeys(
-        ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"),
-        "x_0 + sigma eps along sigmas that are of no schedule of betas",
-    ),
-    "IPNDMScheduler": "x_0 + sigma eps along its own sigmas, which are of no schedule of betas",
+    "IPNDMScheduler": "the class has no add_noise",
 }
+EDM = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
 
 
 AT_POSITIONS = "with alphas_cumprod read at a timestep's position in the class's list, not at the timestep"
@@ -152,9 +149,22 @@ def compare_processes(libraries: Libraries, golden: Path | None) -> Iterator[Res
     for class_name in CLASSES:
         if class_name in UNSCHEDULED:
             yield not_compared(PROCESSES, f"q_sample beside {class_name}", "", UNSCHEDULED[class_name])
-            continue
-        for name in ("linear", "scaled_linear", "squaredcos_cap_v2"):
-            yield from _process(libraries, class_name, name)
+        elif class_name in EDM:
+            yield _edm_process(libraries, class_name)
+        else:
+            for name in ("linear", "scaled_linear", "squaredcos_cap_v2"):
+                yield from _process(libraries, class_name, name)
+
+
+def _edm_process(libraries: Libraries, class_name: str) -> Result:
+    """add_noise of a class whose timesteps are what an EDM network is told."""
+    scheduler = getattr(libraries.diffusers, class_name)()
+    scheduler.set_timesteps(10)
+    x_0, eps = np.random.default_rng(0).standard_normal((2, 10, 4, 4, 3)).astype(np.float32)
+    t = scheduler.timesteps
+    theirs = nhwc(scheduler.add_noise(nchw(libraries.torch, x_0), nchw(libraries.torch, eps), t))
+    ours = edm.q_sample(jnp.asarray(x_0), edm.sigma_of(jnp.asarray(t.numpy(), jnp.float32)), jnp.asarray(eps))
+    return _images("edm.q_sample, 10 timesteps", f"{class_name}.add_noise", np.asarray(ours), theirs)
 
 
 def _process(libraries: Libraries, class_name: str, name: str) -> Iterator[Result]:

@@ -1,7 +1,7 @@
 """Samplers as tables, and the one loop that runs them. See `table` for the idea, `grids` for the conventions."""
 
 from ddpm_jax.samplers import dpm_grids, grids, run, sigma_grids
-from ddpm_jax.samplers.ablation import edm_ode
+from ddpm_jax.samplers.ablation import edm_ode, vp_betas
 from ddpm_jax.samplers.ancestral import analytic_variances, ddpm
 from ddpm_jax.samplers.configs import from_diffusers_config
 from ddpm_jax.samplers.consistency import lcm, tcd
@@ -94,6 +94,7 @@ __all__ = [
     "thresholded",
     "trajectory",
     "unipc",
+    "vp_betas",
     "x_0_from_edm",
     "x_0_from_mean",
 ]

@@ -9,7 +9,7 @@ import pytest
 
 from ddpm_jax import samplers, schedules
 from ddpm_jax.samplers import grids, sigma_grids
-from ddpm_jax.samplers.ablation import edm_ode
+from ddpm_jax.samplers.ablation import edm_ode, vp_betas
 from ddpm_jax.samplers.configs import from_diffusers_config
 from ddpm_jax.samplers.euler import euler, euler_ancestral
 from ddpm_jax.samplers.grids import Grid, Level
@@ -19,6 +19,7 @@ from ddpm_jax.samplers.kdpm2 import kdpm2, kdpm2_ancestral
 from ddpm_jax.samplers.late_churn import euler_late_churn
 from ddpm_jax.samplers.lms import adams_weights, lms
 from tests.helpers import GOLDEN, golden, mixture_model, relative, trace, traces_of
+from tests.samplers.test_distribution import MEAN, VARIANCE, denoise
 
 S = schedules.linear()
 AT = sigma_grids.discrete(S)
@@ -356,6 +357,93 @@ def test_edm_ablation_sampler(name, x64):
     assert_same_calls(edm_ode(sigma_grids.from_sigmas(at, [*sigmas, 0]), at, **options), arrays)
 
 
+def algorithm_2(x, sigmas, noise, *, schedule, scaling, alpha, betas, s_churn, s_tmin, s_tmax, s_noise):
+    """Karras et al. 2022, algorithm 2 in time t for x = s(t) (x_0 + sigma(t) eps), with two stages alpha apart.
+
+    In float64, with derivatives by central differences; `noise` is drawn in every step. All x before steps, and the
+    last.
+    """
+    beta_d, beta_min = betas
+    sigma = {
+        "linear": lambda t: t,
+        "ve": lambda t: np.sqrt(t),
+        "vp": lambda t: np.sqrt(np.expm1(beta_d * t**2 / 2 + beta_min * t)),
+    }[schedule]
+    scale = {"none": lambda t: 1.0, "vp": lambda t: 1 / np.sqrt(1 + sigma(t) ** 2)}[scaling]
+
+    def time(level):  # the inverse of sigma, by bisection
+        low, high = 0.0, 2.0 if schedule == "vp" else max(1.0, level**2)
+        for _ in range(200):
+            middle = (low + high) / 2
+            low, high = (middle, high) if sigma(middle) < level else (low, middle)
+        return (low + high) / 2
+
+    def slope(f, t):
+        return (f(t * (1 + 1e-6)) - f(t * (1 - 1e-6))) / (2e-6 * t)
+
+    def velocity(x, t):
+        s, level = scale(t), sigma(t)
+        x_0 = MEAN + VARIANCE / (VARIANCE + level**2) * (x / s - MEAN)
+        return slope(scale, t) / s * x + s * slope(sigma, t) * (x / s - x_0) / level
+
+    n, found = len(sigmas), []
+    x = x * scale(time(sigmas[0])) * sigmas[0]
+    for i, level in enumerate(sigmas):
+        gamma = min(s_churn / n, np.sqrt(2) - 1) if s_tmin <= level <= s_tmax else 0.0
+        hat, now = time(level * (1 + gamma)), time(level)
+        after = time(sigmas[i + 1]) if i + 1 < n else 0.0
+        x = scale(hat) / scale(now) * x + scale(hat) * np.sqrt((1 + gamma) ** 2 - 1) * level * s_noise * noise[i]
+        found.append(x)
+        h, first = after - hat, velocity(x, hat)
+        if alpha is None or i == n - 1:
+            x = x + h * first
+        else:
+            second = velocity(x + alpha * h * first, hat + alpha * h)
+            x = x + h * ((1 - 1 / (2 * alpha)) * first + second / (2 * alpha))
+    return [*found, x]
+
+
+@pytest.mark.parametrize("alpha", [None, 1.0, 0.6])
+@pytest.mark.parametrize("scaling", ["none", "vp"])
+@pytest.mark.parametrize("schedule", ["linear", "ve", "vp"])
+def test_edm_ablation_sampler_with_churn(schedule, scaling, alpha, x64):
+    sigmas = sigma_grids.karras_sigmas(7, 0.02, 20)
+    betas = vp_betas(0.02, 20)
+    churn = {"s_churn": 2.0, "s_tmin": 0.05, "s_tmax": 15.0}
+    rng = np.random.default_rng(0)
+    x_T, noise = rng.normal(size=(2, 3)), rng.normal(size=(7, 2, 3))
+    noise[0] = 0  # sigma_T is above s_tmax
+    options = {"schedule": schedule, "scaling": scaling}
+    expected = algorithm_2(x_T, sigmas, noise, alpha=alpha, betas=betas, s_noise=1.01, **churn, **options)
+    grid = sigma_grids.from_sigmas(AT, [*sigmas, 0])
+    hat = sigma_grids.churned(grid, AT, **churn)
+    own = {} if schedule != "vp" else {"betas": betas}
+    table = edm_ode(grid, AT, inner=alpha, hat=hat, s_noise=1.01, **options, **own)
+    table = table._replace(init=table.rows.sigma[0])
+    # The noise of step i is drawn in the row before its call.
+    stages = 1 if alpha is None else 2
+    drawn = np.zeros((table.num_calls, 2, 3))
+    drawn[stages - 1 :: stages] = noise[1:] if stages == 2 else [*noise[1:], noise[0]]
+    found = trace(denoise, table, jnp.asarray(x_T), jnp.asarray(drawn))
+    before = np.concatenate([table.init * x_T[None], found])[::stages]
+    for ours, theirs in zip([*before[:7], found[-1]], expected, strict=True):
+        assert relative(ours, theirs) < 1e-6
+    assert table.rows.update[stages - 1 : -1 : stages, 0, -1].any()
+    if scaling == "none":
+        assert table.rows.alpha.tolist() == [1.0] * table.num_calls
+
+
+def test_betas_of_edms_code():
+    """The process whose sigma runs from sigma_max at t = 1 to sigma_min at 0.001: Song et al.'s from its own ends."""
+    ends = np.sqrt(np.expm1(19.9 / 2 * np.array([1e-3, 1]) ** 2 + 0.1 * np.array([1e-3, 1])))
+    np.testing.assert_allclose(vp_betas(*ends), (19.9, 0.1), rtol=1e-9)
+    beta_d, beta_min = vp_betas(0.002, 80)
+    assert beta_min < 0  # and the last step ends at t = 0, not at the t of sigma = 0
+    grid = sigma_grids.edm(5)
+    found = edm_ode(grid, AT, schedule="vp", inner=None, betas=(beta_d, beta_min)).rows.update[-1, 0]
+    np.testing.assert_allclose(found[-2] - 0.002, -1e-3 * (beta_min + beta_d * 1e-3) * (0.002 + 500) / 2, rtol=1e-6)
+
+
 # Behaviour.
 
 
@@ -411,6 +499,9 @@ EULER, KDPM2 = "EulerDiscreteScheduler", "KDPM2DiscreteScheduler"
         (lambda: lms(GRIDS["karras"], order=7), r"order must be a whole number in \[1, 6\], got 7"),
         (lambda: ipndm(GRIDS["karras"], order=0), r"order must be 1, 2, 3 or 4, got 0"),
         (lambda: edm_ode(GRIDS["karras"], AT, schedule="lin"), r"unknown schedule 'lin'; did you mean 'linear'"),
+        (lambda: edm_ode(GRIDS["karras"], AT, betas=(19, 0.1)), r"betas are those of schedule 'vp', got .* 'linear'"),
+        (lambda: edm_ode(GRIDS["karras"], AT, hat=[]), r"hat must have one level a step, 10, got 0"),
+        (lambda: vp_betas(2.0, 1.0), r"vp_betas needs 0 < sigma_min < sigma_max .*, got 2.0, 1.0 and time_min 0.001"),
         (lambda: edm_ode(GRIDS["karras"], AT, inner=1.5), r"inner must be None or lie in \(0, 1\], got 1.5"),
         (lambda: samplers.edm(lambda x, t: x, 0.0), r"sigma_data must be positive, got 0.0"),
         (lambda: samplers.edm(lambda x, t: x, 0.5, "x_0"), r"unknown prediction 'x_0'.*known: eps, v"),
