@@ -74,7 +74,7 @@ def their_jobs(
         return {}, dict.fromkeys(FORMS, there), []
     torch, (network, origin) = there.torch, theirs.network(there, settings.ours, params)
     schedule = build.make_schedule(ScheduleConfig())
-    assert RECIPE.clip_norm is not None
+    assert RECIPE.clip_norm is not None and RECIPE.learning_rate is not None
     recipe = torch_forms.Recipe(
         there.numbers(np.asarray(schedule.alphas_cumprod, np.float32)),
         RECIPE.learning_rate,

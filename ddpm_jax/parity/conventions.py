@@ -85,6 +85,7 @@ def _plms_of_diffusers(schedule: Schedule, pairs: Any) -> Any:
 
 
 M2, M3, SDE2, SDE3 = "dpm_solver_pp_2m", "dpm_solver_pp_3m", "dpm_solver_pp_2m_sde", "dpm_solver_pp_3m_sde"
+SDE3_OPTIONS = {"order": 3, "eta": 1.0, "method": "heun", "lower_order_final": False}
 SPACINGS: dict[str, Spread] = {
     "T1 timestep_spacing='leading'": grids.leading,
     "T1 timestep_spacing='linspace'": grids.linspace,
@@ -146,6 +147,6 @@ CONVENTIONS: dict[str, Convention] = {
         {"dpm_solver_3": _of(dpm_solver_singlestep, order=3, predict="eps", method="midpoint")}
     ),
     "H3 third order as in the reference code": _other_sampler({"dpm_solver_pp_3m_corrected": M3}),
-    "H3 third order of diffusers' SDE": _form({SDE3: _of(dpm_solver, order=3, eta=1.0, third_order="diffusers_sde")}),
+    "H3 third order of diffusers' SDE": _form({SDE3: _of(dpm_solver, third_order="diffusers_sde", **SDE3_OPTIONS)}),
     "H5 solver_type='bh1'": _form({"unipc": _of(unipc, variant="bh1"), "unipc_3": _of(unipc, order=3, variant="bh1")}),
 }

@@ -76,7 +76,11 @@ CASES: dict[str, Case] = {
     "dpm_solver_pp_3m": Case(MULTISTEP, {"solver_order": 3}, listed=True),
     "dpm_solver_pp_3m_corrected": Case(MULTISTEP, {"solver_order": 3}, listed=True),
     "dpm_solver_pp_2m_sde": Case(MULTISTEP, {"solver_order": 2, "algorithm_type": "sde-dpmsolver++"}, listed=True),
-    "dpm_solver_pp_3m_sde": Case(MULTISTEP, {"solver_order": 3, "algorithm_type": "sde-dpmsolver++"}, listed=True),
+    "dpm_solver_pp_3m_sde": Case(
+        MULTISTEP,
+        {"solver_order": 3, "algorithm_type": "sde-dpmsolver++", "solver_type": "heun", "lower_order_final": False},
+        listed=True,
+    ),
     "unipc": Case("UniPCMultistepScheduler", TRAILING | {"solver_order": 2}),
     "unipc_3": Case("UniPCMultistepScheduler", TRAILING | {"solver_order": 3}),
     "sa_solver": Case("SASolverScheduler", TRAILING),

@@ -99,7 +99,9 @@ CATALOGUE = {
         _on(dpm_solver, order=3, third_order="corrected"), TRAILING, 3, False, "docs/solver_orders.md"
     ),
     "dpm_solver_pp_2m_sde": Entry(_on(dpm_solver, eta=1.0), TRAILING, 1, True, LU_PP),
-    "dpm_solver_pp_3m_sde": Entry(_on(dpm_solver, order=3, eta=1.0), TRAILING, 1, True, CROWSON),
+    "dpm_solver_pp_3m_sde": Entry(
+        _on(dpm_solver, order=3, eta=1.0, method="heun", lower_order_final=False), TRAILING, 1, True, CROWSON
+    ),
     "unipc": Entry(_on(unipc), TRAILING, 3, False, ZHAO),
     "unipc_3": Entry(_on(unipc, order=3), TRAILING, 4, False, ZHAO),
     "sa_solver": Entry(_on(sa_solver), TRAILING, 1, True, XUE),
@@ -117,6 +119,17 @@ ANCESTRAL = {
     "learned_range": "ddpm_learned_range",
 }
 FIXED = {"ddpm_large": "fixed_large", "ddpm_small": "fixed_small"}  # by name, whatever the network was trained for
+
+# What k-diffusion calls those that have another name here; --grid karras is its usual grid.
+ALIASES = {
+    "dpm_2": "dpm2",
+    "dpm_2_ancestral": "dpm2_ancestral",
+    "dpmpp_2s_ancestral": "dpm_solver_pp_2s_ancestral",
+    "dpmpp_sde": "dpm_solver_pp_sde",
+    "dpmpp_2m": "dpm_solver_pp_2m",
+    "dpmpp_2m_sde": "dpm_solver_pp_2m_sde",
+    "dpmpp_3m_sde": "dpm_solver_pp_3m_sde",
+}
 
 GRIDS: dict[str, Spread] = {
     "sections": grids.sections,
@@ -143,7 +156,7 @@ def make_table(
     """The table of a sampler by name.
 
     Args:
-      name: in CATALOGUE.
+      name: in CATALOGUE or ALIASES.
       schedule: of the network.
       num_steps: N.
       grid: in GRIDS; None is the sampler's own.
@@ -182,7 +195,7 @@ def other_variance(name: str, variance: str) -> str | None:
 def _entry(name: str, variance: str | None) -> Entry:
     if name == "ddpm" and variance is not None:
         name = choose("variance", variance, ANCESTRAL)
-    entry = choose("sampler", name, CATALOGUE)
+    entry = choose("sampler", ALIASES.get(name, name), CATALOGUE)
     if variance is not None and entry.variance not in (None, variance):
         raise ValueError(
             f"sampler {name!r} needs a network whose variance is {entry.variance!r} (objective.variance), "

@@ -33,8 +33,14 @@ def dpm_solver(
     Third order: D_2 is half of the second derivative, but the published solvers weigh it as if it were all of it, by
     moments[2] / 2. They are of second order for that; "corrected" is of third. Both keep the factor of the first.
 
+    k-diffusion's functions are, on its grids, which end in sigma = 0:
+
+        sample_dpmpp_2m      order=2
+        sample_dpmpp_2m_sde  order=2, eta=1; with solver_type="heun", method="heun"
+        sample_dpmpp_3m_sde  order=3, eta=1, method="heun", lower_order_final=False
+
     Source: Lu et al. 2022 (arXiv:2211.01095), algorithm 2, eq. 12 and appendix B; (arXiv:2206.00927) for eps; the third
-    order from the authors' code, the one with noise from k-diffusion (sample_dpmpp_3m_sde).
+    order from the authors' code, with noise from k-diffusion.
 
     Args:
       grid: levels of any process. A step to the clean level is of order 1.
@@ -63,7 +69,7 @@ def dpm_solver(
 
 
 def dpm_solver_pp(grid: Grid, **options: Any) -> Table:
-    """`dpm_solver` of x_0: DPM-Solver++(1), (2M), (3M) and their SDEs, by order and eta."""
+    """`dpm_solver` of x_0: DPM-Solver++(1), (2M), (3M) and their SDEs, by order and eta; k-diffusion's too."""
     return dpm_solver(grid, predict="x_0", **options)
 
 
