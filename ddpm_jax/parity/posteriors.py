@@ -25,7 +25,7 @@ ELSEWHERE = {
 
 
 def compare(golden: Path | None) -> Iterator[Result]:
-    """q_sample, q_posterior, predict and p_mean_variance."""
+    """q_sample, q_mean_variance, q_posterior, predict and p_mean_variance."""
     for names, read in ((FORWARD, _forward), (REVERSE, _reverse)):
         for name in names:
             if golden is None:
@@ -50,6 +50,9 @@ def _forward(golden: Path, name: str) -> Iterator[Result]:
     x_0, eps, x_t = (nhwc(arrays[key]) for key in ("x_start", "noise", "x_t"))
     theirs = lambda key: np.asarray(nhwc(arrays[key]))
     yield _line("q_sample", name, meta, [(process.q_sample(schedule, x_0, t, eps), theirs("x_t"))])
+    marginal = process.q_mean_variance(schedule, x_0, t)
+    pairs = [(part, theirs(f"q_{part_name}")) for part_name, part in marginal._asdict().items()]
+    yield _line("q_mean_variance: mean, variance, log_variance", name, meta, pairs)
     found = process.q_posterior(schedule, x_0, x_t, t)
     pairs = [
         (found.mean, theirs("posterior_mean")),

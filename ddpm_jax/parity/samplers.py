@@ -14,7 +14,7 @@ from ddpm_jax.parity.results import Difference, Result, along, compared, not_com
 from ddpm_jax.parity.search import explained
 from ddpm_jax.parity.theirs import Calls, Libraries, set_timesteps
 from ddpm_jax.parity.theirs import calls as their_calls
-from ddpm_jax.samplers import grids
+from ddpm_jax.samplers import dpm_grids, grids
 from ddpm_jax.samplers.catalogue import CATALOGUE
 
 GROUP = "samplers"
@@ -79,6 +79,7 @@ CASES: dict[str, Case] = {
     "dpm_solver_pp_3m_sde": Case(
         MULTISTEP,
         {"solver_order": 3, "algorithm_type": "sde-dpmsolver++", "solver_type": "heun", "lower_order_final": False},
+        {"spread": dpm_grids.trailing},
         listed=True,
     ),
     "unipc": Case("UniPCMultistepScheduler", TRAILING | {"solver_order": 2}),

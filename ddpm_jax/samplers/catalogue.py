@@ -100,7 +100,7 @@ CATALOGUE = {
     ),
     "dpm_solver_pp_2m_sde": Entry(_on(dpm_solver, eta=1.0), TRAILING, 1, True, LU_PP),
     "dpm_solver_pp_3m_sde": Entry(
-        _on(dpm_solver, order=3, eta=1.0, method="heun", lower_order_final=False), TRAILING, 1, True, CROWSON
+        _on(dpm_solver, order=3, eta=1.0, method="heun", lower_order_final=False), KARRAS, 1, True, CROWSON
     ),
     "unipc": Entry(_on(unipc), TRAILING, 3, False, ZHAO),
     "unipc_3": Entry(_on(unipc, order=3), TRAILING, 4, False, ZHAO),
