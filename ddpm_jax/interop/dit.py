@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..models.dit import SIZES, DiT, sincos_positions
-from . import layers
+from . import layers, rounding
 
 # Our layer: their layer.
 DIT = {
@@ -125,8 +125,8 @@ def dit_to_params(state_dict: Mapping[str, np.ndarray], config: Mapping[str, Any
     if positions is None or positions.shape != expected.shape:
         found = "missing" if positions is None else f"of shape {list(positions.shape)}"
         raise ValueError(f"weights do not fit the model: pos_embed is {found}, expected {list(expected.shape)}")
-    difference = np.abs(positions - expected).max()
-    if not difference < 1e-6:
+    difference = rounding.misfit(positions, expected, slack=1e-6)
+    if difference != 0:
         raise ValueError(f"pos_embed is not the table of sines and cosines: it differs by {difference:.2g}")
     names, wanted = _names_and_shapes(dit_from_config(config), config, DIT)
     return layers.to_params(layers.split_rows(weights, "qkv", ("q", "k", "v")), names, wanted, frozenset())

@@ -107,7 +107,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
             raise ValueError(f"{name} is {tensor['dtype']}, which is none of {', '.join(SAFETENSORS_DTYPES)}")
         array = np.frombuffer(tensor["data"], dtype).reshape(tensor["shape"])
         if tensor["dtype"] == "BF16":  # the upper half of a float32
-            array = (array.astype(np.uint32) << 16).view(np.float32)
+            array = np.asarray(array.astype(np.uint32) << 16).view(np.float32)  # a shifted single number is no array
         arrays[name] = _widened(array)
     return arrays
 

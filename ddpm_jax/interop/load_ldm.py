@@ -14,7 +14,7 @@ from ddpm_jax.names import choose, unknown
 from .. import schedules
 from ..samplers.denoise import PredictionType
 from ..schedules import Schedule
-from . import autoencoder, ldm, openai, shown
+from . import autoencoder, ldm, openai, rounding, shown
 from .load_openai import ABSENT
 from .loaded import FirstStage, Loaded
 from .published import LATENT_DIFFUSION
@@ -72,14 +72,15 @@ def load_latent_diffusion(weights: Mapping[str, np.ndarray], config: Mapping[str
     family = ldm if unet_settings.get("use_spatial_transformer", False) else openai
     model, params = family.unet_from_config(unet_settings), family.unet_to_params(unet, unet_settings)
     out, size = unet_settings["out_channels"], settings["image_size"]
+    schedule, said = _schedule(weights, settings)
     left_out = sum(name.startswith("cond_stage_model.") for name in weights)
     return Loaded(
         origin=f"{names[0] if names else 'a LatentDiffusion of CompVis'}; "
-        f"left out: the encoder of its condition, {left_out} arrays",
+        f"left out: the encoder of its condition, {left_out} arrays{said}",
         config=unet_settings,
         model=model,
         params=params,
-        schedule=_schedule(weights, settings),
+        schedule=schedule,
         prediction=choose("parameterization", settings["parameterization"], PREDICTIONS),
         variance="fixed_small",
         image_shape=(size, size, out),
@@ -114,7 +115,10 @@ def _first_stage(weights: Mapping[str, np.ndarray], settings: Mapping[str, Any])
     config = _shown_first_stage(found)
     if given:
         config = {name: given[name] for name in ("embed_dim", "n_embed") if name in given} | given["ddconfig"]
-    scale = float(weights["scale_factor"]) if "scale_factor" in weights else settings["scale_factor"]
+    scale, stored = settings["scale_factor"], weights.get("scale_factor")
+    beside = weights.get("betas", next(iter(found.values())))
+    if stored is not None and rounding.misfit(stored, scale, slack=1e-6 * scale, beside=beside):
+        scale = float(stored)
     return FirstStage(autoencoder.ldm_from_config(config), autoencoder.ldm_to_params(found, config), scale)
 
 
@@ -135,14 +139,26 @@ def _shown_first_stage(weights: Mapping[str, np.ndarray]) -> dict[str, Any]:
     return config | ({"n_embed": shown.size(weights, codes)} if codes in weights else {})
 
 
-def _schedule(weights: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> Schedule:
-    """The betas of the file, in float64 where they are those of the settings, since the file has float32."""
+def _schedule(weights: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> tuple[Schedule, str]:
+    """(schedule, what is to be said of it).
+
+    Of the settings, where the betas of the file are theirs, rounded to what they are stored in; of the file otherwise.
+    """
     ends, betas = (settings["linear_start"], settings["linear_end"]), weights.get("betas")
-    if betas is None and None in ends:
+    kind, length = settings["beta_schedule"], settings["timesteps"]
+    exact = None if None in ends else schedules.make_beta_schedule(kind, length, *ends)
+    if betas is None and exact is None:
         raise ValueError("the file has no betas: give linear_start and linear_end as config={...}")
-    if None not in ends:
-        exact = schedules.make_beta_schedule(settings["beta_schedule"], settings["timesteps"], *ends)
-        if betas is None or (betas.shape == exact.shape and np.allclose(betas, exact, rtol=1e-6, atol=0)):
-            return schedules.from_betas(exact)
+    if exact is not None and (betas is None or _same(betas, exact)):
+        return schedules.from_betas(exact), ""
     assert betas is not None
-    return schedules.from_betas(betas.astype(np.float64))
+    said = ""
+    if exact is not None:
+        said = "; betas: those of the file, which are not of linear_start and linear_end"
+    elif rounding.of_precision(betas):
+        said = "; betas: those of the file, in half precision; give linear_start and linear_end for exact ones"
+    return schedules.from_betas(betas.astype(np.float64)), said
+
+
+def _same(betas: np.ndarray, exact: np.ndarray) -> bool:
+    return betas.shape == exact.shape and not rounding.misfit(betas, exact, slack=1e-6 * exact)
