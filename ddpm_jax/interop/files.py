@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from ..samplers.configs.reading import refuse_pointer
 from . import flax_weights
 
 # The first bytes of a zip archive, and of what torch.save wrote before it wrote zip archives.
@@ -51,9 +52,11 @@ def read(path: Path) -> Any:
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: empty, damaged, of no known format, or with more in it than arrays, numbers and containers.
+      ValueError: empty, damaged, of no known format, a pointer of git-lfs, or with more in it than arrays, numbers and
+        containers.
       ImportError: it is PyTorch's, and torch is not installed.
     """
+    refuse_pointer(path)
     with path.open("rb") as file:
         start = file.read(16)
     if not start:
@@ -146,7 +149,10 @@ def _read_torch(path: Path) -> Any:
             ) from error
         # Around this error PyTorch puts one that explains how to run the file.
         raise ValueError(f"a damaged file of PyTorch: {_line(error.__context__ or error)}") from error
-    return _as_arrays(found, torch)
+    try:
+        return _as_arrays(found, torch, {})
+    except RecursionError as error:
+        raise ValueError("a file of PyTorch with containers in each other without end") from error
 
 
 def _torch() -> types.ModuleType:
@@ -156,18 +162,28 @@ def _torch() -> types.ModuleType:
         raise ImportError("this is a file of PyTorch, and only torch reads those: pip install torch") from error
 
 
-def _as_arrays(value: Any, torch: types.ModuleType) -> Any:
-    """The same containers with arrays for tensors."""
-    if isinstance(value, torch.Tensor):
-        if value.is_sparse or value.is_quantized:
-            raise ValueError("a file of PyTorch with sparse or quantized tensors, of which none are known here")
-        value = value.detach()
-        return (value.float() if value.dtype in (torch.float16, torch.bfloat16) else value).numpy()
-    if isinstance(value, Mapping):
-        return {key: _as_arrays(item, torch) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_as_arrays(item, torch) for item in value]
-    return value
+def _as_arrays(value: Any, torch: types.ModuleType, made: dict[int, Any]) -> Any:
+    """The same containers with arrays for tensors; what is in the file once is made once."""
+    if not isinstance(value, torch.Tensor | Mapping | list | tuple):
+        return value
+    if id(value) not in made:
+        if isinstance(value, torch.Tensor):
+            made[id(value)] = _array(value, torch)
+        elif isinstance(value, Mapping):
+            made[id(value)] = {key: _as_arrays(item, torch, made) for key, item in value.items()}
+        else:
+            made[id(value)] = [_as_arrays(item, torch, made) for item in value]
+    return made[id(value)]
+
+
+def _array(tensor: Any, torch: types.ModuleType) -> np.ndarray:
+    if tensor.is_sparse or tensor.is_quantized:
+        raise ValueError("a file of PyTorch with sparse or quantized tensors, of which none are known here")
+    tensor = tensor.detach()
+    try:
+        return (tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor).numpy()
+    except DAMAGED as error:
+        raise ValueError(f"a file of PyTorch with tensors of {tensor.dtype}: {_line(error)}") from error
 
 
 def _widened(array: np.ndarray) -> np.ndarray:

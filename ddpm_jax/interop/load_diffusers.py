@@ -17,6 +17,7 @@ from ..samplers.configs.common import DEFAULTS, prediction_of, schedule_of
 from ..samplers.configs.reading import check_kinds, read_json, refuse_pointer
 from . import autoencoder, conditional, diffusers, dit, files, flax_weights
 from .loaded import FirstStage, Loaded
+from .wrapped import unprefixed
 
 Reader = Callable[[Mapping[str, np.ndarray], Mapping[str, Any]], dict[str, Any]]
 
@@ -251,7 +252,7 @@ def _weights(folder: Path) -> dict[str, np.ndarray]:
         if not shard.is_file():
             raise FileNotFoundError(f"no {shard.name} in {shard.parent}, which {path.name} names")
         arrays |= _read_file(shard)
-    return arrays
+    return unprefixed(arrays)
 
 
 def _read_file(path: Path) -> dict[str, np.ndarray]:

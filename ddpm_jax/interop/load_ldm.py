@@ -15,11 +15,13 @@ from .. import schedules
 from ..samplers.denoise import PredictionType
 from ..schedules import Schedule
 from . import autoencoder, ldm, openai, rounding, shown
+from .contents import UNET
 from .load_openai import ABSENT
 from .loaded import FirstStage, Loaded
 from .published import LATENT_DIFFUSION
+from .wrapped import COUNTERS, EMA
 
-UNET, EMA, FIRST_STAGE = "model.diffusion_model.", "model_ema.", "first_stage_model."
+FIRST_STAGE = "first_stage_model."
 # Arguments of LatentDiffusion that are read here; None: must be said by the file, a published model or the config.
 SETTINGS = {
     "unet_config": None,
@@ -56,7 +58,7 @@ def load_latent_diffusion(weights: Mapping[str, np.ndarray], config: Mapping[str
     for name in config:
         if name not in (*SETTINGS, *NO_EFFECT):
             raise unknown("setting of LatentDiffusion", name, SETTINGS)
-    unet = _unet_weights(weights, config.get("use_ema", SETTINGS["use_ema"]))
+    unet, average = _unet_weights(weights, config.get("use_ema", SETTINGS["use_ema"]))
     candidates = {name: entry["unet_config"] for name, entry in LATENT_DIFFUSION.items()}
     absent = ABSENT | {name: default for name, (default, _) in ldm.SETTINGS.items()}
     given = "unet_config" in config
@@ -76,7 +78,7 @@ def load_latent_diffusion(weights: Mapping[str, np.ndarray], config: Mapping[str
     left_out = sum(name.startswith("cond_stage_model.") for name in weights)
     return Loaded(
         origin=f"{names[0] if names else 'a LatentDiffusion of CompVis'}; "
-        f"left out: the encoder of its condition, {left_out} arrays{said}",
+        f"left out: the encoder of its condition, {left_out} arrays{average}{said}",
         config=unet_settings,
         model=model,
         params=params,
@@ -95,14 +97,20 @@ def _params_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return config["params"] if "params" in config else config
 
 
-def _unet_weights(weights: Mapping[str, np.ndarray], use_ema: bool) -> dict[str, np.ndarray]:
-    """The U-Net's, under its own names: the moving averages, which have no dots in their names, or the plain ones."""
+def _unet_weights(weights: Mapping[str, np.ndarray], use_ema: bool) -> tuple[dict[str, np.ndarray], str]:
+    """(the U-Net's under its own names, what is to be said of them).
+
+    They are the moving averages, which have no dots in their names, or the plain ones.
+    """
     plain = {name: name.removeprefix(UNET) for name in weights if name.startswith(UNET)}
     averages = {name: EMA + name.removeprefix("model.").replace(".", "") for name in plain}
     found = sum(average in weights for average in averages.values())
-    if found not in (0, len(plain)):
+    others = [name for name in weights if name.startswith(EMA) and name.removeprefix(EMA) not in COUNTERS]
+    if not others or not use_ema:
+        return {plain[name]: weights[name] for name in plain}, "; weights: not the average, model_ema" if others else ""
+    if found != len(plain):
         raise ValueError(f"moving averages of {found} of the {len(plain)} arrays of the U-Net")
-    return {plain[name]: weights[averages[name] if use_ema and found else name] for name in plain}
+    return {plain[name]: weights[averages[name]] for name in plain}, "; weights: the average, model_ema"
 
 
 def _first_stage(weights: Mapping[str, np.ndarray], settings: Mapping[str, Any]) -> FirstStage | None:

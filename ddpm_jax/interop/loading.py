@@ -5,9 +5,11 @@
   CompVis/latent-diffusion and Stable Diffusion        model.diffusion_model.      load_ldm
   facebookresearch/DiT                                 x_embedder.proj.weight      dit
   ermongroup/ddim, pesser/pytorch_diffusion            temb.dense.0.weight         load_ddim
+in whatever a training has put around them: see contents.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from ddpm_jax.names import unknown
 
 from .. import schedules
 from ..samplers.catalogue import ANCESTRAL
-from . import dit, files, hub
+from . import contents, dit, files, hub
 from .load_ddim import load_ddim
 from .load_diffusers import load_folder
 from .load_ldm import UNET, load_latent_diffusion
@@ -32,7 +34,8 @@ def load(path: str | Path, config: Mapping[str, Any] | None = None) -> Loaded:
     Args:
       path: a folder of diffusers, of a pipeline or one model; a file of one of the projects above: safetensors, .npz or
         PyTorch's, which needs torch; or "hf:owner/name" or "hf:owner/name@revision", a folder on the Hugging Face Hub,
-        which needs huggingface_hub. Files are told apart by what is in them. Nothing in them is executed.
+        which needs huggingface_hub. Files are told apart by what is in them. Nothing in them is executed. Where a file
+        has an average of the weights beside them, the average is taken; `origin` says so, and what was left.
       config: what the file does not say, in the words of its project. Published networks need none: what is not in
         their weights is known, and a file that looks like one of them is taken for it unless there is a config.
           diffusers           {"scheduler": scheduler_config.json}, for a folder without one
@@ -61,34 +64,15 @@ def load(path: str | Path, config: Mapping[str, Any] | None = None) -> Loaded:
 
 
 def _load_file(found: Any, config: Mapping[str, Any]) -> Loaded:
-    weights = _weights(found)
+    weights, said = contents.network_weights(found, use_average=config.get("use_ema", True) is not False)
     for recognized, load_weights in FAMILIES:
         if recognized(weights):
-            return load_weights(weights, config)
+            loaded = load_weights(weights, config)
+            return replace(loaded, origin=f"{loaded.origin}; {said}") if said else loaded
     raise ValueError(
         "weights of no network known here (OpenAI's U-Nets, latent-diffusion, DiT, ddim; diffusers' are read as "
         f"folders with their config.json); the first of {len(weights)} names: {', '.join(list(weights)[:3])}"
     )
-
-
-def _weights(found: Any) -> dict[str, np.ndarray]:
-    """The state dict in what a file holds: the moving average where there is one beside the plain weights."""
-    if isinstance(found, Mapping):
-        # Of a training run: Lightning's, DiT's.
-        parts = [found[key] for key in ("state_dict", "ema", "model") if isinstance(found.get(key), Mapping)]
-        found = parts[0] if parts else found
-    elif isinstance(found, list) and found and isinstance(found[0], Mapping):
-        # ddim's: [model, optimizer, epoch, step], with a moving average at the end.
-        found = found[-1] if len(found) == 5 else found[0]
-    if not isinstance(found, Mapping):
-        raise ValueError(f"no arrays by name in it, but {type(found).__name__}")
-    if not files.is_state_dict(found):
-        raise ValueError(f"not arrays by name: {', '.join(map(str, list(found)[:3])) or 'nothing in it'}")
-    weights = dict(found)
-    # torch.nn.DataParallel puts this before every name.
-    if all(name.startswith("module.") for name in weights):
-        weights = {name.removeprefix("module."): array for name, array in weights.items()}
-    return weights
 
 
 def _require_float32(params: Any) -> None:

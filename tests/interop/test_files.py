@@ -217,6 +217,22 @@ def test_files_that_are_none(tmp_path):
         files.read(tmp_path / "nowhere")
 
 
+POINTERS = (b"version https://git-lfs.github.com/spec/", b"version https://hawser.github.com/spec/")
+OID = b"oid sha256:" + b"4d7a2146" * 8 + b"\nsize 3438167540\n"
+
+
+@pytest.mark.parametrize("start", POINTERS)
+@pytest.mark.parametrize("name", ("a.pt", "a.safetensors", "a.ckpt", "a.npz", "a.bin"))
+def test_a_pointer_of_git_lfs(start, name, tmp_path):
+    """What a clone has in the place of weights; of a file alone and of those of a folder."""
+    (tmp_path / name).write_bytes(start + b"v1\n" + OID)
+    refused(tmp_path / name, f"{name} is a pointer of git-lfs, not the file itself", "run `git lfs pull`")
+    with pytest.raises(ValueError, match="pointer of git-lfs"):
+        files.read_state_dict(tmp_path / name)
+    (tmp_path / name).write_bytes(start)
+    refused(tmp_path / name, "pointer of git-lfs")
+
+
 def test_a_dtype_that_is_not_known(tmp_path):
     header = b'{"a":{"dtype":"F8_E4M3","shape":[2],"data_offsets":[0,2]}}'
     (tmp_path / "a").write_bytes(len(header).to_bytes(8, "little") + header + b"\0\0")
@@ -227,6 +243,13 @@ def test_sparse_tensors_are_refused(tmp_path):
     torch = pytest.importorskip("torch")
     torch.save({"a": torch.eye(3).to_sparse()}, tmp_path / "a.pt")
     refused(tmp_path / "a.pt", "sparse")
+
+
+def test_tensors_that_are_no_arrays(tmp_path):
+    """Of a precision that NumPy has not."""
+    torch = pytest.importorskip("torch")
+    torch.save({"a": torch.zeros(3).to(torch.float8_e4m3fn)}, tmp_path / "a.pt")
+    refused(tmp_path / "a.pt", "tensors of torch.float8_e4m3fn")
 
 
 @pytest.mark.parametrize("kind", ("torch", "old_torch"))
