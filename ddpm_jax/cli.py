@@ -4,25 +4,22 @@ import contextlib
 import dataclasses
 import importlib.util
 import io
-import logging
 import math
 import os
 import re
 import shlex
 import sys
-import threading
 import traceback
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, TypeVar
 
 import jax
 import numpy as np
 import tyro
 from tqdm import tqdm
 
-from ddpm_jax import drawing, export, interop, pictures, posthoc, processes
+from ddpm_jax import drawing, export, interop, pictures, posthoc, processes, quiet
 from ddpm_jax.bars import Bar, LearnBar, NllBar
 from ddpm_jax.bench import command as bench
 from ddpm_jax.evaluate import nll
@@ -91,6 +88,8 @@ class SampleArguments:
     """The decay of the average of a run's parameters: one that it keeps; optimizer.ema_decay by default."""
     ema_sigma: float | None = None
     """The width of a power function instead: any that its snapshots of optimizer.ema_sigmas give."""
+    config: Path | None = None
+    """FILE.json with what a network of another project does not say itself, as interop.load(config=) takes it."""
     out: str | None = None
     """A .png picture of all images side by side; .npz with uint8 images [N, H, W, C], also as ADM's arr_0 (labels:
     arr_1); FOLDER/, new or empty, for numbered .png; by default a picture in the run's or the working directory."""
@@ -158,9 +157,14 @@ def sample(argv: list[str]) -> None:
     arguments = _parse(SampleArguments, argv, "sample")
     save = pictures.saver(arguments.out) if arguments.out else None
     place, average = Path(arguments.source), posthoc.Average(arguments.ema_decay, arguments.ema_sigma)
-    export.check_average(place, average)
+    export.check_options(place, average, arguments.config)
     is_run = export.is_run(place)
-    source = drawing.of_run(place, print, average) if is_run else drawing.of_loaded(interop.load(arguments.source))
+    if is_run:
+        source = drawing.of_run(place, print, average)
+    else:
+        loaded = export.load(arguments.source, print, average, arguments.config)
+        print(loaded.origin)
+        source = drawing.of_loaded(loaded)
     spacing = arguments.num_steps, arguments.grid, arguments.timesteps
     preset = drawing.preset(source, arguments.sampler, *spacing, print)
     labels = drawing.labels(source, arguments.label, arguments.guidance_scale)
@@ -205,13 +209,15 @@ class ConvertArguments:
     """As in sample: which average of a run's parameters."""
     ema_sigma: float | None = None
     """As in sample."""
+    config: Path | None = None
+    """As in sample."""
 
 
 def convert(argv: list[str]) -> None:
     """Write a run, or the weights of another project, as a folder that diffusers loads."""
     arguments = _parse(ConvertArguments, argv, "convert")
     average = posthoc.Average(arguments.ema_decay, arguments.ema_sigma)
-    loaded = export.load(arguments.source, print, average)
+    loaded = export.load(arguments.source, print, average, arguments.config)
     interop.save_diffusers(arguments.destination, loaded)
     height, width, channels = loaded.image_shape
     sizes = [math.prod(leaf.shape) for leaf in jax.tree.leaves(loaded.params)]
@@ -348,25 +354,6 @@ def _parse(cls: type[T], argv: list[str], command: str, default: T = tyro.MISSIN
         os.environ.pop("COLUMNS", None) if columns is None else os.environ.update(COLUMNS=columns)
 
 
-def _quiet_threads() -> None:
-    """No tracebacks of other threads: what Orbax or TensorBoard cannot write, they raise where it is waited for."""
-    for name in ("absl", "asyncio"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-    threading.excepthook, sys.unraisablehook = _failed_in_a_thread, _unraisable
-
-
-def _failed_in_a_thread(arguments: threading.ExceptHookArgs) -> None:
-    if not issubclass(arguments.exc_type, OSError):
-        threading.__excepthook__(arguments)
-
-
-def _unraisable(arguments: Any) -> None:
-    # A write of tensorstore's that ends after another one has failed: nobody waits for it any more.
-    if str(arguments.exc_value) != "Event loop is closed":
-        sys.__unraisablehook__(arguments)
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command. A user's error ends in one line on stderr and exit status 2."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -374,7 +361,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(USAGE)
         return
     if not os.environ.get("DDPM_JAX_TRACEBACK"):
-        _quiet_threads()
+        quiet.threads()
     try:
         choose("command", arguments[0], COMMANDS)(arguments[1:])
     except KeyboardInterrupt:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -24,24 +25,52 @@ def is_run(path: Path) -> bool:
     return not (isinstance(found, dict) and "_class_name" in found)
 
 
-def load(source: str, say: Say, average: posthoc.Average = posthoc.OWN) -> Loaded:
+def load(source: str, say: Say, average: posthoc.Average = posthoc.OWN, config: Path | None = None) -> Loaded:
     """Whatever there is: the directory of a run, or what `interop.load` reads.
 
+    Args:
+      source: a directory, a file or a name on the hub.
+      say: takes a line of text.
+      average: which, of a run.
+      config: a JSON file with the config of `interop.load`; of no run.
+
     Raises:
-      ValueError, OSError: as loaded_run and interop.load; an average of what is no run.
+      ValueError, OSError: as loaded_run, read_config and interop.load; options that the source has not.
     """
-    check_average(Path(source), average)
-    return loaded_run(Path(source), say, average) if is_run(Path(source)) else interop.load(source)
+    check_options(Path(source), average, config)
+    if is_run(Path(source)):
+        return loaded_run(Path(source), say, average)
+    return interop.load(source, None if config is None else read_config(config))
 
 
-def check_average(source: Path, average: posthoc.Average) -> None:
-    """Whether there is a choice of averages.
+def check_options(source: Path, average: posthoc.Average, config: Path | None) -> None:
+    """Whether there is a choice of averages, or of settings.
 
     Raises:
-      ValueError: one is chosen, and this is no run.
+      ValueError: an average is chosen, and this is no run; settings are given, and this is one.
     """
     if average != posthoc.OWN and not is_run(source):
         raise ValueError(f"ema_decay and ema_sigma choose among the averages of a run, got {source}, which is no run")
+    if config is not None and is_run(source):
+        raise ValueError(f"--config {config} says what networks of other projects do not say, and {source} is a run")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The mapping in a file of JSON.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: not JSON, or no mapping.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}, which --config names")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"--config {path} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"--config {path} must hold a mapping, {{...}}, got {type(found).__name__}")
+    return found
 
 
 def loaded_run(workdir: Path, say: Say, average: posthoc.Average = posthoc.OWN) -> Loaded:

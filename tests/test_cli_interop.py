@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 from ddpm_jax import cli, export, images, interop, models, samplers, schedules
 from ddpm_jax.guidance import classifier_free
-from ddpm_jax.interop import FirstStage, Loaded, to_diffusers
+from ddpm_jax.interop import FirstStage, Loaded, ddim, to_diffusers
 from tests.test_cli import SMALL, images_of
 
 # At the end of this schedule half of the image is left: what a network without training says is not clipped away.
@@ -172,6 +173,46 @@ def test_latents_are_guided_and_decoded(latent, tmp_path):
     assert (found != sample(latent, tmp_path / "y.npz", "--label", "1")).any()
 
 
+# ---------------------------------------------------------------------------------------------------- settings to give
+
+DDIM = {"in_channels": 3, "out_ch": 3, "ch": 32, "ch_mult": [1], "num_res_blocks": 1, "attn_resolutions": []}
+DDIM |= {"dropout": 0.0, "resamp_with_conv": True, "image_size": 4, "beta_schedule": "quad", "beta_start": 1e-4}
+DDIM |= {"beta_end": 0.02, "num_diffusion_timesteps": 100, "var_type": "fixedsmall"}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A network that is not published, with an average beside it, and a file that says what it is."""
+    model, home = ddim.unet_from_config(DDIM), tmp_path_factory.mktemp("ddim")
+    content = {}
+    for seed, name in enumerate(("model", "ema")):
+        weights = ddim.params_to_ddim(random_params(model, (4, 4, 3), jnp.zeros(1), seed=seed), DDIM)
+        content |= {f"{name}.{key}": array for key, array in weights.items()}
+    save_file(content, home / "weights")
+    (home / "ddim.json").write_text(json.dumps(DDIM))
+    return home
+
+
+def test_settings_of_a_network_are_given_in_a_file(checkpoint, tmp_path, capsys):
+    """As in Python; what is loaded is said in one line, with which of its weights."""
+    options = ("--config", str(checkpoint / "ddim.json"))
+    found = sample(checkpoint / "weights", tmp_path / "a.npz", *options)
+    said = "(one that is not published); weights: the average, ema, not model"
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "DDPM" in line]
+    assert line.endswith(said)
+    given = interop.load(checkpoint / "weights", DDIM)
+    table, denoiser = given.default_sampler(4)
+    denoise = denoiser(given.model_fn())
+    x_0 = jax.jit(lambda key: samplers.sample(denoise, table, key, (4, 4, 4, 3)))(jax.random.key(0))
+    assert np.abs(images.to_uint8(x_0).astype(int) - found).max() <= 1
+    assert np.mean((found > 0) & (found < 255)) > 0.2
+    cli.main(["convert", str(checkpoint / "weights"), str(tmp_path / "folder"), *options])
+    assert f"{said}: " in capsys.readouterr().out
+    converted = interop.load(tmp_path / "folder")
+    jax.tree.map(np.testing.assert_array_equal, converted.params, given.params)
+    np.testing.assert_array_equal(given.schedule.betas, schedules.quad(100).betas)
+
+
 # -------------------------------------------------------------------------------------------------------------- errors
 
 
@@ -193,9 +234,22 @@ def test_latents_are_guided_and_decoded(latent, tmp_path):
         ("convert RUN.edm there", r"other projects have no networks of objective.loss 'edm'; sample it as a run"),
         ("convert RUN.x_prev there", r"other projects have no networks of objective.prediction 'x_prev'"),
         ("sample RUN.json", r"RUN.json/config.json"),
+        ("sample OTHER", r"give config={...} .*; on the command line --config FILE.json"),
+        ("convert OTHER there", r"give config={...} .*; on the command line --config FILE.json"),
+        ("sample OTHER --config nowhere.json", r"no file nowhere.json, which --config names"),
+        ("convert OTHER there --config nowhere.json", r"no file nowhere.json, which --config names"),
+        ("sample OTHER --config OTHER", r"--config .*weights is not JSON"),
+        ("sample OTHER --config list.json", r"--config list.json must hold a mapping, {...}, got list"),
+        ("sample OTHER --config one.json", r"unknown setting 'chs'; did you mean 'ch'"),
+        ("sample OTHER --config words.json", r"ch must be a whole number in .*, got '32'"),
+        ("sample RUN --config one.json", r"--config one.json says what networks of other projects .*run is a run"),
+        ("convert RUN there --config one.json", r"--config one.json says what networks .*run is a run"),
+        ("sample CLASSES --config one.json", r"unknown setting for a diffusers folder 'chs'"),
     ],
 )  # fmt: skip
-def test_a_users_error_is_one_line(command, message, run, converted, with_classes, tmp_path, monkeypatch, capsys):
+def test_a_users_error_is_one_line(
+    command, message, run, converted, with_classes, checkpoint, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "EMPTY").mkdir()
     text = (run / "config.json").read_text()
@@ -206,7 +260,9 @@ def test_a_users_error_is_one_line(command, message, run, converted, with_classe
         )
         (tmp_path / f"RUN.{name}").mkdir()
         (tmp_path / f"RUN.{name}" / "config.json").write_text(json.dumps(values)[: -1 if name == "json" else None])
-    names = {"CONVERTED": converted, "CLASSES": with_classes}
+    for name, content in (("list", "[]"), ("one", '{"chs": 2}'), ("words", json.dumps({**DDIM, "ch": "32"}))):
+        (tmp_path / f"{name}.json").write_text(content)
+    names = {"CONVERTED": converted, "CLASSES": with_classes, "RUN": run, "OTHER": checkpoint / "weights"}
     words = [str(names.get(word, word)) for word in command.split()]
     with pytest.raises(SystemExit) as stop:
         cli.main(words)

@@ -65,8 +65,9 @@ ALLOWED = {
     },
     "cli": {
         *("names", "bars", "data", "train", "samplers", "evaluate", "drawing", "export", "interop", "parity", "plan"),
-        *("bench", "learn", "pictures", "posthoc", "processes"),
+        *("bench", "learn", "pictures", "posthoc", "processes", "quiet"),
     },
+    "quiet": set(),
     "processes": set(),
     "__init__": set(),
 }

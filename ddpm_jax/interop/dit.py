@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..models.dit import SIZES, DiT, sincos_positions
-from . import layers, rounding
+from . import kinds, layers, rounding
 
 # Our layer: their layer.
 DIT = {
@@ -84,7 +84,9 @@ def dit_config(state_dict: Mapping[str, np.ndarray], num_heads: int | None = Non
     width, in_channels, patch_size, _ = state_dict["x_embedder.proj.weight"].shape
     heads = {size["width"]: size["num_heads"] for size in SIZES.values()}
     if num_heads is None and width not in heads:
-        raise ValueError(f"no published DiT has width {width}, only {sorted(heads)}; give num_heads in a config")
+        raise ValueError(
+            f"no published DiT has width {width}, only {sorted(heads)}; give num_heads in a config; {kinds.COMMAND}"
+        )
     return {
         "input_size": round(state_dict["pos_embed"].shape[1] ** 0.5) * patch_size,
         "patch_size": patch_size,

@@ -9,7 +9,7 @@ from ddpm_jax.names import choose, unknown
 
 from .. import schedules
 from ..samplers.catalogue import ANCESTRAL
-from . import ddim, shown
+from . import ddim, kinds, shown
 from .loaded import Loaded
 from .published import DDIM
 
@@ -39,6 +39,7 @@ def load_ddim(weights: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> L
     for name in config:
         if name not in (*NETWORK, *DIFFUSION, *NO_EFFECT):
             raise unknown("setting", name, (*NETWORK, *DIFFUSION))
+    kinds.check(config, kinds.DDPM)
     name, settings = ("one that is not published", dict(config)) if config else _published(weights)
     missing = [setting for setting in (*NETWORK, *DIFFUSION) if setting not in settings]
     if missing:
@@ -73,7 +74,7 @@ def _published(weights: Mapping[str, np.ndarray]) -> tuple[str, Mapping[str, Any
             return name, settings
     raise ValueError(
         f"none of the published networks ({'; '.join(DDIM)}): give config={{...}} with the sections data, model and "
-        "diffusion of its YAML file in one mapping"
+        f"diffusion of its YAML file in one mapping; {kinds.COMMAND}"
     )
 
 

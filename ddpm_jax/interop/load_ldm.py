@@ -14,7 +14,7 @@ from ddpm_jax.names import choose, unknown
 from .. import schedules
 from ..samplers.denoise import PredictionType
 from ..schedules import Schedule
-from . import autoencoder, ldm, openai, rounding, shown
+from . import autoencoder, kinds, ldm, openai, rounding, shown
 from .contents import UNET
 from .load_openai import ABSENT
 from .loaded import FirstStage, Loaded
@@ -58,6 +58,7 @@ def load_latent_diffusion(weights: Mapping[str, np.ndarray], config: Mapping[str
     for name in config:
         if name not in (*SETTINGS, *NO_EFFECT):
             raise unknown("setting of LatentDiffusion", name, SETTINGS)
+    kinds.check(config, kinds.LATENT_DIFFUSION)
     unet, average = _unet_weights(weights, config.get("use_ema", SETTINGS["use_ema"]))
     candidates = {name: entry["unet_config"] for name, entry in LATENT_DIFFUSION.items()}
     absent = ABSENT | {name: default for name, (default, _) in ldm.SETTINGS.items()}
@@ -68,9 +69,11 @@ def load_latent_diffusion(weights: Mapping[str, np.ndarray], config: Mapping[str
     if missing:
         raise ValueError(
             f"{names[0] if names else 'an unpublished LatentDiffusion'}: its weights do not show "
-            f"{', '.join(missing)}; give them as config={{...}}, in the words of model.params of its YAML file"
+            f"{', '.join(missing)}; give them as config={{...}}, in the words of model.params of its YAML file; "
+            f"{kinds.COMMAND}"
         )
-    unet_settings = _params_of(settings["unet_config"])
+    unet_settings = _params_of("unet_config", settings["unet_config"])
+    kinds.check(unet_settings, kinds.OPENAI)
     family = ldm if unet_settings.get("use_spatial_transformer", False) else openai
     model, params = family.unet_from_config(unet_settings), family.unet_to_params(unet, unet_settings)
     out, size = unet_settings["out_channels"], settings["image_size"]
@@ -92,9 +95,10 @@ def load_latent_diffusion(weights: Mapping[str, np.ndarray], config: Mapping[str
     )
 
 
-def _params_of(config: Mapping[str, Any]) -> Mapping[str, Any]:
+def _params_of(name: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The arguments of a class, from {"target": class, "params": arguments} or by themselves."""
-    return config["params"] if "params" in config else config
+    kinds.check({name: config.get("params", {})}, {name: kinds.MAPPING})
+    return config.get("params", config)
 
 
 def _unet_weights(weights: Mapping[str, np.ndarray], use_ema: bool) -> tuple[dict[str, np.ndarray], str]:
@@ -119,9 +123,13 @@ def _first_stage(weights: Mapping[str, np.ndarray], settings: Mapping[str, Any])
     found = {name: array for name, array in found.items() if not name.startswith("loss.")}
     if not found:
         return None
-    given = _params_of(settings["first_stage_config"])
+    given = _params_of("first_stage_config", settings["first_stage_config"])
     config = _shown_first_stage(found)
     if given:
+        if "ddconfig" not in given:
+            raise ValueError("first_stage_config misses ddconfig")
+        kinds.check(given, kinds.FIRST_STAGE)
+        kinds.check(given["ddconfig"], kinds.DDPM)
         config = {name: given[name] for name in ("embed_dim", "n_embed") if name in given} | given["ddconfig"]
     scale, stored = settings["scale_factor"], weights.get("scale_factor")
     beside = weights.get("betas", next(iter(found.values())))

@@ -13,7 +13,7 @@ from ddpm_jax.names import choose, unknown
 
 from .. import schedules
 from ..samplers.catalogue import ANCESTRAL
-from . import openai, shown
+from . import kinds, openai, shown
 from .loaded import Loaded
 from .openai_published import CONFIGS, DIFFUSIONS
 
@@ -86,6 +86,7 @@ def _given(seen: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[dict[str
     for name in config:
         if name not in allowed:
             raise unknown("setting", name, allowed)
+    kinds.check(config, kinds.OPENAI)
     settings = dict(seen) | {name: value for name, value in config.items() if name not in DIFFUSION}
     wrong = shown.contradictions(seen, settings)
     if wrong:
@@ -98,7 +99,7 @@ def _given(seen: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[dict[str
     if missing:
         raise ValueError(
             "a U-Net of OpenAI's, and none of those published: its weights do not show everything, give "
-            f"config={{...}} with {', '.join(missing)} (and use_new_attention_order if it is set)"
+            f"config={{...}} with {', '.join(missing)} (and use_new_attention_order if it is set); {kinds.COMMAND}"
         )
     return settings, diffusion
 

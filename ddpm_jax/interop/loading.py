@@ -20,7 +20,7 @@ from ddpm_jax.names import unknown
 
 from .. import schedules
 from ..samplers.catalogue import ANCESTRAL
-from . import contents, dit, files, hub
+from . import contents, dit, files, hub, kinds
 from .load_ddim import load_ddim
 from .load_diffusers import load_folder
 from .load_ldm import UNET, load_latent_diffusion
@@ -85,8 +85,9 @@ def _require_float32(params: Any) -> None:
 def _load_dit(weights: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> Loaded:
     """facebookresearch/DiT: of latents, trained on linear betas of T = 1000 with a learned variance (or none)."""
     for name in config:
-        if name not in DIT_SETTINGS:
-            raise unknown("setting of DiT", name, DIT_SETTINGS)
+        if name not in kinds.DIT:
+            raise unknown("setting of DiT", name, kinds.DIT)
+    kinds.check(config, kinds.DIT)
     settings = dit.dit_config(weights, config.get("num_heads")) | dict(config)
     variance = "learned_range" if settings["learn_sigma"] else "fixed_large"
     size = settings["input_size"]
@@ -112,10 +113,6 @@ def _load_openai(weights: Mapping[str, np.ndarray], config: Mapping[str, Any]) -
     return load_unet(weights, config)
 
 
-DIT_SETTINGS = (
-    *("input_size", "patch_size", "in_channels", "hidden_size", "depth", "num_heads", "mlp_ratio", "num_classes"),
-    *("learn_sigma", "class_dropout_prob"),
-)
 Family = tuple[
     Callable[[Mapping[str, np.ndarray]], bool], Callable[[Mapping[str, np.ndarray], Mapping[str, Any]], Loaded]
 ]
