@@ -5,6 +5,7 @@ names (Lightning's "model.", "ema_model."), and what wrappers add to them. Optim
 aside. Where there is an average of the weights it is taken, and never the plain weights in silence.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,6 +20,8 @@ SIGNATURES = ("x_embedder.proj.weight", "temb.dense.0.weight", INPUT)
 CONSTANTS = ("pos_embed",)  # of a network, which no training changes and no average need have
 # Where there are several networks, the one under the first of these keys is meant.
 USUAL = ("state_dict", "model", "model_state_dict", "model_state", "net", "network", "unet", "denoiser", "module")
+# What an optimizer has for every weight too, under the names of weights or by number.
+OPTIMIZER = re.compile(r"opt(_.*)?$|.*optim|exp_avg|adam|grad|momentum", re.IGNORECASE)
 DEPTH, MOST = 6, 64  # of containers in each other; of items of a list, and of networks in one mapping
 
 
@@ -126,7 +129,9 @@ def _as_they_are(found: Any, seen: Seen) -> dict[str, np.ndarray]:
 
 
 def _arrays(found: Mapping[Any, Any]) -> dict[str, np.ndarray]:
-    return {name: item for name, item in found.items() if isinstance(name, str) and isinstance(item, np.ndarray)}
+    """Of numbers, by name."""
+    named = {name: item for name, item in found.items() if isinstance(name, str) and isinstance(item, np.ndarray)}
+    return {name: array for name, array in named.items() if array.dtype.kind in "biufc"}
 
 
 def _look_into(value: Any, path: tuple[str, ...], seen: Seen) -> None:
@@ -138,8 +143,7 @@ def _look_into(value: Any, path: tuple[str, ...], seen: Seen) -> None:
     if isinstance(value, Mapping):
         arrays = _arrays(value)
         seen.networks += _networks(arrays, path, seen)
-        # An optimizer has arrays for every weight too.
-        items = {str(key): item for key, item in value.items() if not (key == "opt" or "optim" in str(key).lower())}
+        items = {str(key): item for key, item in value.items() if not OPTIMIZER.match(str(key))}
     else:
         arrays = {str(i): item for i, item in enumerate(value) if isinstance(item, np.ndarray)}
         if is_average(path) and len(arrays) == len(value) and any(array.ndim for array in arrays.values()):

@@ -52,6 +52,8 @@ def load(path: str | Path, config: Mapping[str, Any] | None = None) -> Loaded:
     """
     place = hub.fetch(str(path).removeprefix("hf:")) if str(path).startswith("hf:") else Path(path)
     given = {} if config is None else config
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{path}: config must be a mapping, got {type(given).__name__}")
     if not place.exists():
         raise FileNotFoundError(f"no file or folder {place}")
     try:

@@ -15,7 +15,7 @@ OUTER = ("model", "net", "network", "unet", "transformer", "denoiser", "vae", "e
 EMA, COUNTERS = "model_ema.", ("decay", "num_updates")
 WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 AVERAGES = ("ema", "emas", "average", "averaged", "averaging", "avg", "swa", "shadow", "polyak")
-PLAIN = ("online", "raw", "current", "non", "no")
+PLAIN = ("online", "raw", "current", "non", "no", "without")
 
 
 def unwrapped(weights: Weights) -> dict[str, np.ndarray]:

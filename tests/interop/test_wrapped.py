@@ -104,6 +104,8 @@ AVERAGED = {
     },
     "basicsr": lambda w: {"params": w, "params_ema": plus(w)},
     "non_ema": lambda w: {"non_ema": w, "ema": plus(w)},
+    "several": lambda w: {"model": w, "ema": [plus(w), w]},
+    "by_other_words": lambda w: {"model_without_ema": w, "best": {"ema": {"model": plus(w), "decay": 0.9}}},
     "alone": lambda w: {"ema": plus(w)},
     "ddim": lambda w: [w, {"state": {}}, 3, 100, plus(w)],
 }  # fmt: skip
@@ -132,6 +134,7 @@ NO_AVERAGES = {
     "a_number": {"ema": 0.999, "ema_decay": 0.9},
     "counters": {"ema": {"decay": np.array(0.9), "num_updates": 3}},
     "none": {"ema": None, "model_ema": {}},
+    "of_an_optimizer": {"adam": {"exp_avg": {"x_embedder.proj.weight": np.ones(3)}}, "opt_ema": {"a": np.ones(3)}},
     "a_schema": {"schema": {"a": np.zeros(3)}, "remap": [np.zeros(3)]},
 }
 
@@ -291,6 +294,15 @@ def test_two_networks(network, saved):
     same_tree(loaded.params, average)
     path = saved({"teacher": plus(weights), "student": weights})
     fails(path, "several networks, teacher and student: save the one that you mean by itself", config=HEADS)
+
+
+def test_a_word_in_a_file_of_arrays(network, tmp_path):
+    """Beside the weights, or in the place of one."""
+    weights, plain, _ = network
+    np.savez(tmp_path / "a.npz", **weights, note=np.array("words"), step=np.array(3))
+    same_tree(load(tmp_path / "a.npz", HEADS).params, plain)
+    np.savez(tmp_path / "a.npz", **weights | {"pos_embed": np.zeros(weights["pos_embed"].shape, "M8[s]")})
+    fails(tmp_path / "a.npz", "pos_embed", config=HEADS)
 
 
 def test_a_hostile_file_of_containers(saved, tmp_path):
