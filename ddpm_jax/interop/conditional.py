@@ -52,6 +52,7 @@ DEFAULTS = {
     "freq_shift": 0,
     "in_channels": 4,
     "layers_per_block": 2,
+    "mid_block_scale_factor": 1.0,
     "norm_eps": 1e-5,
     "norm_num_groups": 32,
     "num_class_embeds": None,
@@ -77,7 +78,6 @@ CHOICES = {
     "encoder_hid_dim_type": (None,),
     "freq_shift": (0, 1),
     "mid_block_only_cross_attention": (None, False),
-    "mid_block_scale_factor": (1,),
     "mid_block_type": ("UNetMidBlock2DCrossAttn",),
     "num_attention_heads": (None,),
     "only_cross_attention": (False,),
@@ -129,6 +129,7 @@ def unet_from_config(config: Mapping[str, Any]) -> UNet:
         downsample_padding=found["downsample_padding"],
         time_cosine_first=found["flip_sin_to_cos"],
         time_endpoint=found["freq_shift"] == 1,
+        mid_scale=found["mid_block_scale_factor"],
         num_classes=None if found["class_embed_type"] else found["num_class_embeds"],
         class_embed_type=found["class_embed_type"],
         transformer_depth=found["transformer_layers_per_block"],
@@ -147,6 +148,7 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     ]
     single = ("cross_attention_dim", "layers_per_block", "transformer_layers_per_block")
     problems += [f"{name}={found[name]!r}" for name in single if not isinstance(found[name], int)]
+    problems += ["mid_block_scale_factor=0"] if found["mid_block_scale_factor"] == 0 else []
     widths, down, heads = found["block_out_channels"], found["down_block_types"], found["attention_head_dim"]
     if not set(down) <= {"DownBlock2D", "CrossAttnDownBlock2D"} or len(down) != len(widths):
         problems.append(f"down_block_types={down!r}")

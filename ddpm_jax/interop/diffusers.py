@@ -14,6 +14,8 @@ from . import layers
 
 # What diffusers takes for a setting that is absent.
 DEFAULTS = {
+    "act_fn": "silu",
+    "add_attention": True,
     "in_channels": 3,
     "out_channels": 3,
     "sample_size": None,
@@ -30,27 +32,27 @@ DEFAULTS = {
     "dropout": 0.0,
     "flip_sin_to_cos": True,
     "freq_shift": 0,
+    "mid_block_scale_factor": 1.0,
     "norm_eps": 1e-5,
     "norm_num_groups": 32,
     "num_class_embeds": None,
     "num_train_timesteps": None,
     "resnet_time_scale_shift": "default",
+    "time_embedding_type": "positional",
     "upsample_type": "conv",
 }
 # Settings of which our network has one value, and those of which it has several. num_train_timesteps is only read
 # where the time embedding is learned.
 CHOICES = {
-    "act_fn": ("silu", "swish"),
-    "add_attention": (True,),
+    "add_attention": (True, False),
     "class_embed_type": (None, "timestep", "identity"),
     "downsample_padding": (0, 1),
     "downsample_type": ("conv", "resnet"),
     "freq_shift": (0, 1),
-    "mid_block_scale_factor": (1,),
     "mid_block_type": ("UNetMidBlock2D",),
     "resnet_time_scale_shift": ("default", "scale_shift"),
     "time_embedding_dim": (None,),
-    "time_embedding_type": ("positional",),
+    "time_embedding_type": ("positional", "fourier"),
     "upsample_type": ("conv", "resnet"),
 }
 # Their down block: (attention, how it downsamples); None is what downsample_type says. "Up" for "Down" on the way up.
@@ -61,11 +63,13 @@ DOWN_BLOCKS = {
 }
 UP_BLOCKS = {"UpBlock2D": (False, "conv"), "ResnetUpsampleBlock2D": (False, "resnet"), "AttnUpBlock2D": (True, None)}
 RESAMPLING = {"conv": "conv", "resnet": "resblock"}
+ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "mish": "mish", "relu": "relu"}  # in any case
 
 # Our layer: their layer. Levels count from the finest here; `from_deepest` counts from the other end, as their
 # up blocks do.
 BLOCKS = {
     "conv_in": "conv_in",
+    "time_frequencies": "time_proj.weight",
     "time_1": "time_embedding.linear_1",
     "time_2": "time_embedding.linear_2",
     "down_{level}_res_{i}": "down_blocks.{level}.resnets.{i}",
@@ -113,27 +117,37 @@ def unet_from_config(config: Mapping[str, Any]) -> UNet:
     widths, levels = found["block_out_channels"], range(len(found["block_out_channels"]))
     down = [DOWN_BLOCKS[name] for name in found["down_block_types"]]
     up = [UP_BLOCKS[name] for name in reversed(found["up_block_types"])]  # from the finest, as ours
-    groups = found["norm_num_groups"]
+    attends, attends_up = (tuple(2**level for level in levels if blocks[level][0]) for blocks in (down, up))
+    groups, attention_groups = found["norm_num_groups"], found["attn_norm_num_groups"]
+    scale_shift = found["resnet_time_scale_shift"] == "scale_shift"
+    fourier = found["time_embedding_type"] == "fourier"
     single = found["attention_head_dim"] is None
     return UNet(
         channels=widths[0],
         channel_multipliers=tuple(width / widths[0] if width % widths[0] else width // widths[0] for width in widths),
         num_res_blocks=found["layers_per_block"],
         attention_resolutions=None,
-        attention_factors=tuple(2**level for level in levels if down[level][0]),
+        attention_factors=attends,
+        attention_factors_up=None if attends_up == attends else attends_up,
         dropout=found["dropout"],
         out_channels=found["out_channels"],
         num_groups=groups,
         norm_eps=found["norm_eps"],
         num_head_channels=None if single else found["attention_head_dim"],
-        scale_shift_norm=found["resnet_time_scale_shift"] == "scale_shift",
+        scale_shift_norm=scale_shift,
         downsample=_resampling([kind or found["downsample_type"] for _, kind in down[:-1]]),
         downsample_padding=found["downsample_padding"],
         upsample=_resampling([kind or found["upsample_type"] for _, kind in up[1:]]),
-        time_cosine_first=found["flip_sin_to_cos"],
-        time_endpoint=found["freq_shift"] == 1,
+        # The order and the frequencies that are said are those of positional time alone.
+        time_cosine_first=found["flip_sin_to_cos"] and not fourier,
+        time_endpoint=found["freq_shift"] == 1 or fourier,
+        time_embedding=found["time_embedding_type"],
+        activation=ACTIVATIONS[found["act_fn"].lower()],
+        mid_attention=found["add_attention"],
         # Their middle attention has no norm beside scale_shift, unless its groups are asked for.
-        mid_attention_norm=found["resnet_time_scale_shift"] == "default" or found["attn_norm_num_groups"] == groups,
+        mid_attention_norm=not found["add_attention"] or not scale_shift or attention_groups is not None,
+        mid_attention_groups=None if attention_groups == groups or not found["add_attention"] else attention_groups,
+        mid_scale=found["mid_block_scale_factor"],
         num_classes=None if found["class_embed_type"] else found["num_class_embeds"],
         class_embed_type=found["class_embed_type"],
         center_input_sample=found["center_input_sample"],
@@ -151,10 +165,14 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     widths, down, up = found["block_out_channels"], found["down_block_types"], found["up_block_types"]
     if not set(down) <= set(DOWN_BLOCKS) or len(down) != len(widths):
         problems.append(f"down_block_types={down!r}")
-    elif not set(up) <= set(UP_BLOCKS) or [UP_BLOCKS[n][0] for n in reversed(up)] != [DOWN_BLOCKS[n][0] for n in down]:
+    elif not set(up) <= set(UP_BLOCKS) or len(up) != len(widths):
         problems.append(f"up_block_types={up!r}")
-    if found["attn_norm_num_groups"] not in (None, found["norm_num_groups"]):
-        problems.append(f"attn_norm_num_groups={found['attn_norm_num_groups']!r}")
+    if not isinstance(found["act_fn"], str) or found["act_fn"].lower() not in ACTIVATIONS:
+        problems.append(f"act_fn={found['act_fn']!r}")
+    if groups := found["attn_norm_num_groups"]:
+        problems += [f"attn_norm_num_groups={groups!r}"] if widths[-1] % groups else []
+    if found["mid_block_scale_factor"] == 0:
+        problems.append(f"mid_block_scale_factor={found['mid_block_scale_factor']!r}")
     if problems:
         raise ValueError("not a UNet2DModel that is known here: " + ", ".join(problems))
     return found

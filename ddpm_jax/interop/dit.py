@@ -101,7 +101,10 @@ def dit_config(state_dict: Mapping[str, np.ndarray], num_heads: int | None = Non
 
 
 def dit_from_config(config: Mapping[str, Any]) -> DiT:
-    """The DiT that computes what facebookresearch/DiT's DiT(**config) does. Absent settings are its defaults."""
+    """The DiT that computes what facebookresearch/DiT's DiT(**config) does. Absent settings are its defaults.
+
+    Theirs has no base_size; descendants that were trained on at another resolution have: see sincos_positions.
+    """
     channels = config.get("in_channels", 4)
     return DiT(
         width=config.get("hidden_size", 1152),
@@ -112,6 +115,7 @@ def dit_from_config(config: Mapping[str, Any]) -> DiT:
         null_label=config.get("class_dropout_prob", 0.1) > 0,
         out_channels=2 * channels if config.get("learn_sigma", True) else channels,
         mlp_ratio=config.get("mlp_ratio", 4.0),
+        base_size=config.get("base_size"),
     )
 
 
@@ -164,6 +168,7 @@ def transformer2d_from_config(config: Mapping[str, Any]) -> DiT:
         patch_size=found["patch_size"],
         num_classes=found["num_embeds_ada_norm"],
         out_channels=found["in_channels"] if out_channels is None else out_channels,
+        base_size=found["sample_size"] // found["patch_size"],
         time_endpoint=True,
         condition_per_block=True,
         mlp_norm_epsilon=found["norm_eps"],
@@ -193,7 +198,7 @@ def params_to_transformer2d(params: Mapping[str, Any], config: Mapping[str, Any]
 def _positions(config: Mapping[str, Any]) -> np.ndarray:
     """[1, N, width], as facebookresearch/DiT stores it."""
     size = config.get("input_size", 32) // config.get("patch_size", 2)
-    return sincos_positions(size, size, config.get("hidden_size", 1152))[None]
+    return sincos_positions(size, size, config.get("hidden_size", 1152), config.get("base_size"))[None]
 
 
 def _names_and_shapes(

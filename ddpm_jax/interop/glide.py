@@ -56,7 +56,7 @@ SETTINGS = {
     "num_classes": (None, (None,)),
     "use_new_attention_order": (False, (False,)),
     "xf_ar": (0.0, (0.0,)),
-    "xf_final_ln": (None, (True,)),
+    "xf_final_ln": (None, (True, False, None)),
     "xf_padding": (False, (True,)),
 }
 NO_EFFECT = ("cache_text_emb", "share_unemb")
@@ -97,6 +97,7 @@ def glide_from_config(config: Mapping[str, Any]) -> Glide:
         num_heads=config["xf_heads"],
         vocabulary=config["n_vocab"],
         num_positions=config["text_ctx"],
+        final_norm=bool(found["xf_final_ln"]),
     )
     return Glide(text, JointUNet(**unet, class_embed_type="identity"))
 

@@ -30,20 +30,23 @@ def unet_to_config(model: UNet, image_shape: ImageShape) -> dict[str, Any]:
     """
     model = _normal(model, image_shape[0])
     steps = len(model.levels) - 1
-    down = [_block(diffusers.DOWN_BLOCKS, model, level, model.downsample, level) for level in range(steps)]
-    up = [_block(diffusers.UP_BLOCKS, model, level, model.upsample, level - 1) for level in range(1, steps + 1)]
+    attends, attends_up = _factors(model), _factors_up(model)
+    down = [_block(diffusers.DOWN_BLOCKS, attends, level, model.downsample, level) for level in range(steps)]
+    up = [_block(diffusers.UP_BLOCKS, attends_up, level, model.upsample, level - 1) for level in range(1, steps + 1)]
     # The coarsest level is not halved, the finest not doubled: any kind of block will do.
-    down.append(_block(diffusers.DOWN_BLOCKS, model, steps, "conv", 0))
-    up.insert(0, _block(diffusers.UP_BLOCKS, model, 0, "conv", 0))
-    extra_norm = model.scale_shift_norm and model.mid_attention_norm
+    down.append(_block(diffusers.DOWN_BLOCKS, attends, steps, "conv", 0))
+    up.insert(0, _block(diffusers.UP_BLOCKS, attends_up, 0, "conv", 0))
+    extra_norm = model.scale_shift_norm and model.mid_attention and model.mid_attention_norm
     config = _unet(model, image_shape) | {
+        "act_fn": model.activation,
+        "add_attention": model.mid_attention,
         "down_block_types": down,
         "up_block_types": up[::-1],
-        "downsample_type": _type_with_attention(model, model.downsample, 0),
-        "upsample_type": _type_with_attention(model, model.upsample, 1),
+        "downsample_type": _type_with_attention(attends, model.downsample, 0),
+        "upsample_type": _type_with_attention(attends_up, model.upsample, 1),
         "attention_head_dim": model.num_head_channels,
-        "attn_norm_num_groups": model.num_groups if extra_norm else None,
-        "add_attention": True,
+        "attn_norm_num_groups": model.mid_attention_groups or (model.num_groups if extra_norm else None),
+        "time_embedding_type": model.time_embedding,
     }
     _require_same(model, _normal(diffusers.unet_from_config(config), image_shape[0]), "UNet2DModel")
     return config
@@ -66,6 +69,7 @@ def conditional_unet_to_config(
     size, widths = model.num_head_channels, [model.width(level) for level in model.levels]
     down = ["CrossAttnDownBlock2D" if 2**level in _factors(model) else "DownBlock2D" for level in model.levels]
     config = _unet(model, image_shape) | {
+        "act_fn": "silu",
         "down_block_types": down,
         "up_block_types": [name.replace("Down", "Up") for name in reversed(down)],
         # Their attention_head_dim is a number of heads.
@@ -105,6 +109,8 @@ def dit_to_config(model: DiT, image_shape: ImageShape) -> dict[str, Any]:
         "sample_size": height,
     }
     again = dit.transformer2d_from_config(config)
+    if model.base_size is None:  # at this size no other than theirs
+        model = dataclasses.replace(model, base_size=again.base_size)
     _require_same(_computing(model), _computing(again), "DiTTransformer2DModel")
     return config
 
@@ -145,7 +151,6 @@ def _unet(model: UNet, image_shape: ImageShape) -> dict[str, Any]:
     """What UNet2DModel and UNet2DConditionModel say in the same words."""
     height, width, channels = image_shape
     return {
-        "act_fn": "silu",
         "block_out_channels": [model.width(level) for level in model.levels],
         "center_input_sample": model.center_input_sample,
         "class_embed_type": model.class_embed_type,
@@ -155,6 +160,7 @@ def _unet(model: UNet, image_shape: ImageShape) -> dict[str, Any]:
         "freq_shift": int(model.time_endpoint),
         "in_channels": channels,
         "layers_per_block": model.num_res_blocks,
+        "mid_block_scale_factor": model.mid_scale,
         "norm_eps": model.norm_eps,
         "norm_num_groups": model.num_groups,
         "num_class_embeds": model.num_classes,
@@ -173,15 +179,22 @@ def _normal(model: UNet, height: int, *, own_heads: bool = False) -> UNet:
     """
     steps = range(len(model.levels) - 1)
     attending = [level for level in model.levels if model.attends(height >> level, level)]
-    widths = {model.width(level) for level in [*attending, model.levels[-1]]}
+    attending_up = [level for level in model.levels if model.attends_up(height >> level, level)]
+    middle = [model.levels[-1]] if model.mid_attention else []
+    widths = {model.width(level) for level in [*attending, *attending_up, *middle]}
     up = model.num_heads if model.num_heads_upsample is None else model.num_heads_upsample
     heads: dict[str, Any] = {"num_heads_upsample": None} if up == model.num_heads else {}
-    if not own_heads and heads and model.num_heads > 1 and len(widths) == 1:
+    if not widths:  # no attention, no heads
+        heads |= {"num_heads": 1}
+    elif not own_heads and heads and model.num_heads > 1 and len(widths) == 1:
         heads |= {"num_heads": 1, "num_head_channels": widths.pop() // model.num_heads}
     return dataclasses.replace(
         _computing(model),
         attention_resolutions=None,
         attention_factors=tuple(2**level for level in attending),
+        attention_factors_up=None if attending_up == attending else tuple(2**level for level in attending_up),
+        mid_attention_norm=model.mid_attention_norm or not model.mid_attention,
+        mid_attention_groups=None if model.mid_attention_groups == model.num_groups else model.mid_attention_groups,
         downsample=tuple(each(model.downsample, step) for step in steps),
         upsample=tuple(each(model.upsample, step) for step in steps),
         **heads,
@@ -193,16 +206,22 @@ def _factors(model: UNet) -> Sequence[int]:
     return model.attention_factors
 
 
-def _type_with_attention(model: UNet, kinds: str | Sequence[str], finest: int) -> str:
+def _factors_up(model: UNet) -> Sequence[int]:
+    return _factors(model) if model.attention_factors_up is None else model.attention_factors_up
+
+
+def _type_with_attention(factors: Sequence[int], kinds: str | Sequence[str], finest: int) -> str:
     """How blocks with attention resample: one kind for all of them. `finest` is the first level that resamples."""
-    levels = [level for level in model.levels if 2**level in _factors(model)]
-    found = [each(kinds, level - finest) for level in levels if 0 <= level - finest < len(kinds)]
+    steps = [factor.bit_length() - 1 - finest for factor in factors]
+    found = [each(kinds, step) for step in steps if 0 <= step < len(kinds)]
     return _theirs(found[0]) if found else "conv"
 
 
-def _block(blocks: Mapping[str, tuple[bool, str | None]], model: UNet, level: int, kinds: Any, step: int) -> str:
+def _block(
+    blocks: Mapping[str, tuple[bool, str | None]], factors: Sequence[int], level: int, kinds: Any, step: int
+) -> str:
     """The name of a block of this level that resamples as kinds says of this step."""
-    if 2**level in _factors(model):
+    if 2**level in factors:
         return next(name for name, (attention, _) in blocks.items() if attention)
     return next(name for name, (_, kind) in blocks.items() if kind == _theirs(each(kinds, step)))
 

@@ -40,19 +40,20 @@ def patch_init(key: jax.Array, shape: tuple[int, ...], dtype: Dtype = jnp.float3
     return init(key, (math.prod(shape[:-1]), shape[-1]), dtype).reshape(shape)
 
 
-def sincos_positions(height: int, width: int, dim: int) -> np.ndarray:
+def sincos_positions(height: int, width: int, dim: int, base_size: float | None = None) -> np.ndarray:
     """[sin(j w), cos(j w), sin(i w), cos(i w)] for row i and column j, w_k = 10000^(-k / n), n = dim / 4.
 
-    Columns first, as in the published code.
+    Columns first, as in the published code. With a base_size b the places are i b / height and j b / width, those of a
+    grid b x b, however many tokens lie on it.
 
     Source: Vaswani et al. 2017 (arXiv:1706.03762), section 3.5, for each of two coordinates; Peebles and Xie 2022
-    (arXiv:2212.09748), section 3.2.
+    (arXiv:2212.09748), section 3.2; base_size: as in diffusers, whose interpolation_scale s is base_size / s here.
 
     Returns:
-      [height * width, dim] float32, computed in float64.
+      [height * width, dim] float32, computed in float64 from places in float32.
 
     Raises:
-      ValueError: dim is not divisible by 4.
+      ValueError: dim is not divisible by 4, or base_size is not positive.
 
     Example:
       >>> sincos_positions(1, 2, 4)[0].tolist()
@@ -60,8 +61,13 @@ def sincos_positions(height: int, width: int, dim: int) -> np.ndarray:
     """
     if dim % 4:
         raise ValueError(f"width must be divisible by 4, got {dim}")
+    if base_size is not None and not 0 < base_size < math.inf:
+        raise ValueError(f"base_size must be positive, got {base_size}")
     frequencies = 10000.0 ** (-np.arange(dim // 4) / (dim // 4))
-    row, column = np.indices((height, width)).reshape(2, -1, 1) * frequencies
+    # In the order of diffusers, whose places are float32.
+    steps = [np.float32(1 if base_size is None else size / base_size) for size in (height, width)]
+    places = np.meshgrid(np.arange(height) / steps[0], np.arange(width) / steps[1], indexing="ij")
+    row, column = np.stack(places).astype(np.float32).reshape(2, -1, 1) * frequencies
     parts = [np.sin(column), np.cos(column), np.sin(row), np.cos(row)]
     return np.concatenate(parts, axis=-1).astype(np.float32)
 
@@ -143,6 +149,8 @@ class DiT(nn.Module):
       null_label: whether num_classes is a label too, the one that stands for no class.
       out_channels: channels of the output; twice the input's where the variance is learned.
       mlp_ratio: hidden units of the MLP in units of width.
+      base_size: the places of tokens are those of a grid of this many tokens in height and width; None for those of the
+        image's own grid.
       time_endpoint: whether the frequencies of the time end at 1/10000 exactly, as in diffusers' DiT.
       condition_per_block: whether every block embeds t and y with parameters of its own, as in diffusers' DiT. The
         output layer then uses those of the first block.
@@ -159,6 +167,7 @@ class DiT(nn.Module):
     null_label: bool = True
     out_channels: int = 8
     mlp_ratio: float = 4.0
+    base_size: float | None = None
     time_endpoint: bool = False
     condition_per_block: bool = False
     mlp_norm_epsilon: float = 1e-6
@@ -189,7 +198,8 @@ class DiT(nn.Module):
             self.width, (p, p), strides=p, padding="VALID", kernel_init=patch_init, dtype=self.dtype, name="in"
         )
         h = patches(x_t).reshape(len(x_t), -1, self.width)
-        h = h + jnp.asarray(sincos_positions(height // p, width // p, self.width), h.dtype)[None]
+        positions = sincos_positions(height // p, width // p, self.width, self.base_size)
+        h = h + jnp.asarray(positions, h.dtype)[None]
 
         embed = partial(Condition, self.width, self.num_classes + self.null_label, self.time_endpoint, self.dtype)
         num_embeddings = self.depth if self.condition_per_block else 1

@@ -1,4 +1,4 @@
-"""Sinusoidal embedding of time.
+"""Sinusoidal embeddings of time.
 
 t [B] is the model's own time, float32, any real number: fractional times are not rounded.
 """
@@ -43,3 +43,31 @@ def timestep_embedding(t: jax.Array, dim: int, *, cosine_first: bool = False, en
     parts = [jnp.sin(angles), jnp.cos(angles)]
     embedding = jnp.concatenate(parts[::-1] if cosine_first else parts, axis=-1)
     return jnp.pad(embedding, ((0, 0), (0, dim % 2)))
+
+
+def fourier_embedding(t: jax.Array, frequencies: jax.Array, *, cosine_first: bool = False) -> jax.Array:
+    """[sin(2 pi w_0 log t), .., sin(2 pi w_{n-1} log t), cos(2 pi w_0 log t), .., cos(2 pi w_{n-1} log t)].
+
+    Source: Song et al. 2020 (arXiv:2011.13456), appendix H.2; of the logarithm of the noise level, as in their code.
+
+    Args:
+      t: [B] float, positive: for a network of score-SDE, the noise level. NaN at 0 and below.
+      frequencies: [n] float32, the w.
+      cosine_first: [cos, sin] instead of [sin, cos].
+
+    Returns:
+      [B, 2 n] float32.
+
+    Raises:
+      ValueError: t is not [B]. Raised while tracing.
+
+    Example:
+      >>> fourier_embedding(jnp.ones(1), jnp.ones(2)).tolist()
+      [[0.0, 0.0, 1.0, 1.0]]
+    """
+    if t.ndim != 1:
+        raise ValueError(f"t must be [B], got shape {t.shape}")
+    # Angles are large: another order of the products would be other digits than PyTorch's.
+    angles = jnp.log(t.astype(jnp.float32))[:, None] * frequencies[None, :] * 2 * np.float32(np.pi)
+    parts = [jnp.sin(angles), jnp.cos(angles)]
+    return jnp.concatenate(parts[::-1] if cosine_first else parts, axis=-1)

@@ -12,13 +12,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
+from jax import lax
 from jax.ad_checkpoint import checkpoint_policies
 
 from ddpm_jax.names import choose, unknown
 
 from .convolution import PRODUCT
-from .embeddings import timestep_embedding
-from .layers import Attention, Dense, ResBlock, average_pool, conv3x3
+from .embeddings import fourier_embedding, timestep_embedding
+from .layers import ACTIVATIONS, Attention, Dense, ResBlock, average_pool, conv3x3
 
 Resample = Callable[[jax.Array], jax.Array]
 Block = TypeVar("Block", bound=type[nn.Module])
@@ -67,7 +68,13 @@ class Encoder(nn.Module):
       downsample_padding: of the stride 2 convolutions: 0 pads bottom and right (TensorFlow's "SAME"), 1 every side.
       time_cosine_first: the embedding of t is [cos, sin], not [sin, cos].
       time_endpoint: its slowest frequency is 1/10000 exactly.
+      time_embedding: "positional" (above) or "fourier": [sin, cos] of 2 pi w log t, with w ~ N(0, 16^2) drawn once and
+        not trained.
+      activation: of the res blocks: "silu", "gelu", "mish" or "relu".
+      mid_attention: whether there is attention in the middle.
       mid_attention_norm: whether the middle attention block starts with a norm, like the others.
+      mid_attention_groups: groups of that norm; None for num_groups.
+      mid_scale: what the sums of the middle's res blocks and self attention are divided by.
       remat: recompute each block in the backward pass instead of storing what is inside.
       remat_policy: what is stored nevertheless: "nothing", or "products": the results of convolutions and dense layers.
         Then norms, nonlinearities and attention are all that is computed twice.
@@ -91,7 +98,12 @@ class Encoder(nn.Module):
     downsample_padding: int = 0
     time_cosine_first: bool = False
     time_endpoint: bool = True
+    time_embedding: str = "positional"
+    activation: str = "silu"
+    mid_attention: bool = True
     mid_attention_norm: bool = True
+    mid_attention_groups: int | None = None
+    mid_scale: float = 1.0
     remat: bool = False
     remat_policy: str = "nothing"
     dtype: Dtype = jnp.float32
@@ -115,10 +127,20 @@ class Encoder(nn.Module):
         return self.embed(t, "time")
 
     def embed(self, t: jax.Array, name: str) -> jax.Array:
-        """dense(silu(dense(sinusoidal embedding of t)))."""
-        h = timestep_embedding(t, self.channels, cosine_first=self.time_cosine_first, endpoint=self.time_endpoint)
+        """dense(silu(dense(sines and cosines of t)))."""
+        if self.time_embedding == "fourier":
+            h = fourier_embedding(t, self._frequencies(name), cosine_first=self.time_cosine_first)
+        else:
+            h = timestep_embedding(t, self.channels, cosine_first=self.time_cosine_first, endpoint=self.time_endpoint)
         h = Dense(4 * self.channels, dtype=self.dtype, name=f"{name}_1")(h)
         return Dense(4 * self.channels, dtype=self.dtype, name=f"{name}_2")(nn.silu(h))
+
+    def _frequencies(self, name: str) -> jax.Array:
+        """[channels]: made for the time, which comes first; what else is embedded has the same."""
+        if name != "time":
+            return lax.stop_gradient(self.get_variable("params", "time_frequencies"))
+        start = nn.initializers.normal(16.0)
+        return lax.stop_gradient(self.param("time_frequencies", start, (self.channels,), jnp.float32))
 
     @nn.nowrap
     def rematerialized(self, block: Block) -> Block:
@@ -134,20 +156,27 @@ class Encoder(nn.Module):
         def res(h: jax.Array, channels: int, name: str, resample: Resample | None = None) -> jax.Array:
             block = res_block(
                 channels, self.num_groups, self.dropout, self.dtype, self.norm_eps, self.scale_shift_norm, resample,
-                name=name,
+                self.activation, self._scale(name), name=name,
             )  # fmt: skip
             return block(h, temb, next(keys))
 
         def attention(h: jax.Array, num_heads: int, name: str) -> jax.Array:
-            groups = self.num_groups if self.mid_attention_norm or name != "mid_attention" else None
-            return attention_block(groups, self.dtype, self.norm_eps, num_heads, name=name)(h)
+            groups = self._middle_groups() if name == "mid_attention" else self.num_groups
+            return attention_block(groups, self.dtype, self.norm_eps, num_heads, self._scale(name), name=name)(h)
 
         return Blocks(res, attention)
 
-    def stage(self, h: jax.Array, blocks: Blocks, level: int, name: str, num_heads: int) -> jax.Array:
-        """A res block, and attention where this level has it; {} in the name stands for the kind of block."""
+    def _scale(self, name: str) -> float:
+        return self.mid_scale if name.startswith("mid_") else 1.0
+
+    def _middle_groups(self) -> int | None:
+        groups = self.num_groups if self.mid_attention_groups is None else self.mid_attention_groups
+        return groups if self.mid_attention_norm else None
+
+    def stage(self, h: jax.Array, blocks: Blocks, level: int, name: str, num_heads: int, attends: bool) -> jax.Array:
+        """A res block, and attention if this level attends; {} in the name stands for the kind of block."""
         h = blocks.res(h, self.width(level), name.format("res"), None)
-        if not self.attends(h.shape[1], level):
+        if not attends:
             return h
         return blocks.attention(h, self.heads(h.shape[-1], num_heads), name.format("attention"))
 
@@ -163,15 +192,17 @@ class Encoder(nn.Module):
         outputs = [conv3x3(self.width(0), dtype=self.dtype, name="conv_in")(x)]
         for level in self.levels:
             for i in range(self.num_res_blocks):
-                outputs.append(self.stage(outputs[-1], blocks, level, f"down_{level}_{{}}_{i}", self.num_heads))
+                name, attends = f"down_{level}_{{}}_{i}", self.attends(outputs[-1].shape[1], level)
+                outputs.append(self.stage(outputs[-1], blocks, level, name, self.num_heads, attends))
             if level != self.levels[-1]:
                 outputs.append(self._halve(outputs[-1], blocks, level))
         return outputs
 
     def middle(self, h: jax.Array, blocks: Blocks) -> jax.Array:
-        """Res block, attention, res block, at the coarsest level."""
+        """Res block, attention unless there is none, res block, at the coarsest level."""
         h = blocks.res(h, self.width(-1), "mid_res_0", None)
-        h = blocks.attention(h, self.heads(h.shape[-1], self.num_heads), "mid_attention")
+        if self.mid_attention:
+            h = blocks.attention(h, self.heads(h.shape[-1], self.num_heads), "mid_attention")
         return blocks.res(h, self.width(-1), "mid_res_1", None)
 
     def _halve(self, h: jax.Array, blocks: Blocks, level: int) -> jax.Array:
@@ -228,14 +259,38 @@ class Encoder(nn.Module):
                 "one of attention_resolutions and attention_factors must be None, "
                 f"got {self.attention_resolutions} and {self.attention_factors}"
             )
-        factors = [2**level for level in self.levels]
-        if not set(self.attention_factors or ()) <= set(factors):
-            raise ValueError(f"attention_factors {self.attention_factors} are not all among {factors}")
+        self.check_factors("attention_factors", self.attention_factors)
         if self.num_head_channels is not None and self.num_heads != 1:
             raise ValueError(f"num_heads {self.num_heads} excludes num_head_channels {self.num_head_channels}")
         if self.downsample_padding not in PADDINGS:
             raise ValueError(f"downsample_padding must be 0 or 1, got {self.downsample_padding}")
         self.check_resampling("downsample", self.downsample, ("conv", "pool", "resblock"))
+        choose("activation", self.activation, ACTIVATIONS)
+        self._check_time()
+        self._check_middle()
+
+    def _check_time(self) -> None:
+        if self.time_embedding not in ("positional", "fourier"):
+            raise unknown("time_embedding", self.time_embedding, ("positional", "fourier"))
+        if self.time_embedding == "fourier" and not self.time_endpoint:
+            raise ValueError("time_endpoint False goes with time_embedding 'positional', got 'fourier'")
+
+    def _check_middle(self) -> None:
+        groups = self.mid_attention_groups
+        if groups is not None and (groups < 1 or self.width(-1) % groups):
+            raise ValueError(
+                f"mid_attention_groups {groups} does not divide the {self.width(-1)} channels of the middle"
+            )
+        if groups is not None and not (self.mid_attention and self.mid_attention_norm):
+            raise ValueError(f"mid_attention_groups {groups} needs mid_attention and mid_attention_norm")
+        if not 0 < abs(self.mid_scale) < float("inf"):
+            raise ValueError(f"mid_scale must be finite and not 0, got {self.mid_scale}")
+
+    def check_factors(self, setting: str, found: Sequence[int] | None) -> None:
+        """Raises ValueError unless these are downsampling factors of levels."""
+        factors = [2**level for level in self.levels]
+        if not set(found or ()) <= set(factors):
+            raise ValueError(f"{setting} {found} are not all among {factors}")
 
     def check_resampling(self, setting: str, kinds: str | Sequence[str], allowed: tuple[str, ...]) -> None:
         """Raises ValueError unless kinds is one of those allowed, or a sequence of one per step between levels."""

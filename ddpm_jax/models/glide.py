@@ -34,6 +34,7 @@ class TextEncoder(nn.Module):
       num_heads: of the attention.
       vocabulary: tokens are 0 .. vocabulary - 1.
       num_positions: N, the tokens of every text.
+      final_norm: whether h is normed; otherwise h = blocks(tokens).
       dtype: of matrix products. Parameters, norms and softmax are float32.
     """
 
@@ -43,6 +44,7 @@ class TextEncoder(nn.Module):
     num_heads: int = 8
     vocabulary: int = 50257
     num_positions: int = 128
+    final_norm: bool = True
     dtype: Dtype = jnp.float32
 
     @nn.compact
@@ -71,7 +73,8 @@ class TextEncoder(nn.Module):
         h = jnp.where(mask[:, :, None], h, embed(shape[1], name="padding")(places)[None])
         for i in range(self.depth):
             h = Block(self.num_heads, 4.0, True, self.dtype, name=f"block_{i}")(h, None)
-        h = LayerNorm(epsilon=1e-5, name="norm_out")(h).astype(self.dtype)
+        if self.final_norm:
+            h = LayerNorm(epsilon=1e-5, name="norm_out")(h).astype(self.dtype)
         return Dense(self.out_features, kernel_init=small_init, dtype=self.dtype, name="project")(h[:, -1]), h
 
 
@@ -106,12 +109,14 @@ class JointUNet(UNet):
 
     Source: Nichol et al. 2021 (arXiv:2112.10741), section 4.1.
 
-    Attributes: those of UNet, without transformer_depth and mid_attention_norm.
+    Attributes: those of UNet, without transformer_depth, mid_attention_norm, mid_attention_groups and mid_scale.
     """
 
     @nn.nowrap
-    def attend_to(self, context: jax.Array | None, blocks: Blocks) -> Blocks:
+    def attend_to(self, context: jax.Array | None, mask: jax.Array | None, blocks: Blocks) -> Blocks:
         """The blocks with joint attention in place of self attention."""
+        if mask is not None:
+            raise ValueError(f"joint attention is to every token of the context, got a context_mask {mask.shape}")
         if context is None or context.ndim != 3:
             raise ValueError(f"context must be [B, N, D], got {'none' if context is None else context.shape}")
         block = self.rematerialized(JointAttention)
@@ -126,6 +131,9 @@ class JointUNet(UNet):
         if self.transformer_depth != 0 or not self.mid_attention_norm:
             got = f"{self.transformer_depth} and {self.mid_attention_norm}"
             raise ValueError(f"joint attention needs transformer_depth 0 and mid_attention_norm True, got {got}")
+        if self.mid_attention_groups is not None or self.mid_scale != 1:
+            got = f"{self.mid_attention_groups} and {self.mid_scale}"
+            raise ValueError(f"joint attention needs mid_attention_groups None and mid_scale 1, got {got}")
 
 
 class Glide(nn.Module):

@@ -14,12 +14,22 @@ from flax.typing import Dtype
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
+from ddpm_jax.names import choose
+
 from .convolution import PRODUCT, conv_general_dilated
 
 # Ho et al. initialise with variance scaling throughout. Layers that end a residual branch start near zero, not at
 # zero: 1e-10 is their scale.
 init = nn.initializers.variance_scaling(1.0, "fan_avg", "uniform")
 near_zero_init = nn.initializers.variance_scaling(1e-10, "fan_avg", "uniform")
+
+# The nonlinearities that a res block may have.
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": nn.silu,
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "mish": jax.nn.mish,
+    "relu": jax.nn.relu,
+}
 
 conv3x3 = partial(
     nn.Conv, kernel_size=(3, 3), padding="SAME", kernel_init=init, conv_general_dilated=conv_general_dilated
@@ -86,7 +96,7 @@ class ResBlock(nn.Module):
 
     With scale_shift the embedding enters after the second norm, norm(h) * (1 + scale) + shift, where
     (scale, shift) = dense(silu(temb)). With resample, x and silu(norm(x)) are resampled before they go on.
-    Without temb there is no time in the block.
+    Without temb there is no time in the block. activation is in the place of silu, and the sum is divided by scale.
 
     Source: Ho et al. 2020 (arXiv:2006.11239), appendix B; scale_shift: Nichol and Dhariwal 2021 (arXiv:2102.09672),
     appendix A; resample: Dhariwal and Nichol 2021 (arXiv:2105.05233), section 3, as in BigGAN.
@@ -99,10 +109,13 @@ class ResBlock(nn.Module):
     eps: float = 1e-6
     scale_shift: bool = False
     resample: Callable[[jax.Array], jax.Array] | None = None
+    activation: str = "silu"
+    scale: float = 1.0
 
     @nn.compact
     def __call__(self, x: jax.Array, temb: jax.Array | None, dropout_keys: jax.Array | None) -> jax.Array:
-        h = nn.silu(GroupNorm(self.num_groups, self.eps, name="norm_1")(x))
+        activation = choose("activation", self.activation, ACTIVATIONS)
+        h = activation(GroupNorm(self.num_groups, self.eps, name="norm_1")(x))
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
         h = conv3x3(self.channels, dtype=self.dtype, name="conv_1")(h)
@@ -111,30 +124,36 @@ class ResBlock(nn.Module):
             h = norm(h)
         else:
             width = 2 * self.channels if self.scale_shift else self.channels
-            temb = Dense(width, dtype=self.dtype, name="time_projection")(nn.silu(temb))[:, None, None]
+            temb = Dense(width, dtype=self.dtype, name="time_projection")(activation(temb))[:, None, None]
             if self.scale_shift:
                 # In float32, rounded once: in bfloat16 this line alone would add a quarter to the network's error.
                 scale, shift = jnp.split(temb.astype(jnp.float32), 2, axis=-1)
                 h = (norm(h.astype(jnp.float32)) * (1 + scale) + shift).astype(h.dtype)
             else:
                 h = norm(h + temb)
-        h = nn.silu(h)
+        h = activation(h)
         if dropout_keys is not None:
             h = dropout(h, dropout_keys, self.dropout)
         h = conv3x3(self.channels, dtype=self.dtype, kernel_init=near_zero_init, name="conv_2")(h)
         if x.shape[-1] != self.channels:
             x = Dense(self.channels, dtype=self.dtype, name="shortcut")(x)
-        return x + h
+        return divided(x + h, self.scale)
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, num_heads: int) -> jax.Array:
-    """softmax(q_h k_h^T / sqrt(D)) v_h for each head h, the heads side by side in the last axis.
+def divided(h: jax.Array, scale: float) -> jax.Array:
+    """h / scale; h itself where that is 1."""
+    return h if scale == 1 else h / scale
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, num_heads: int, bias: jax.Array | None = None) -> jax.Array:
+    """softmax(q_h k_h^T / sqrt(D) + bias) v_h for each head h, the heads side by side in the last axis.
 
     Source: Vaswani et al. 2017 (arXiv:1706.03762), eq. 1 and section 3.2.2.
 
     Args:
       q: [B, N, num_heads D].
       k, v: [B, M, num_heads D].
+      bias: [B, M] float32 of the keys, the same for every query and head; None for 0.
 
     Returns:
       [B, N, num_heads D] in the dtype of q.
@@ -149,12 +168,16 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, num_heads: int) -> jax.Arra
     batch, width = q.shape[:2], q.shape[-1]
     q, k, v = (x.reshape(-1, *x.shape[2:]) for x in (q, k, v))
     logits = jnp.einsum("bqd,bkd->bqk", q, k).astype(jnp.float32) * width**-0.5
+    if bias is not None:
+        logits = logits + jnp.repeat(bias, num_heads, axis=0)[:, None]
     y = jnp.einsum("bqk,bkd->bqd", nn.softmax(logits).astype(q.dtype), v).reshape(*batch, -1, width)
     return jnp.moveaxis(y, 1, 2).reshape(batch[0], -1, num_heads * width)
 
 
 class Attention(nn.Module):
     """x + out(attention(query(h), key(h), value(h))) over the H * W positions, h = norm(x), or x without a norm.
+
+    The sum is divided by scale.
 
     Source: Vaswani et al. 2017 (arXiv:1706.03762), eq. 1, placed as in Ho et al. 2020 (arXiv:2006.11239), appendix B.
     """
@@ -163,6 +186,7 @@ class Attention(nn.Module):
     dtype: Dtype
     eps: float = 1e-6
     num_heads: int = 1
+    scale: float = 1.0
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -174,7 +198,7 @@ class Attention(nn.Module):
         v = Dense(channels, dtype=self.dtype, name="value")(h)
         h = attend(q, k, v, self.num_heads)
         h = Dense(channels, dtype=self.dtype, kernel_init=near_zero_init, name="out")(h)
-        return x + h.reshape(x.shape)
+        return divided(x + h.reshape(x.shape), self.scale)
 
 
 def upsample_nearest(x: jax.Array) -> jax.Array:

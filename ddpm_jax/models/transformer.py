@@ -17,6 +17,9 @@ from .layers import Dense, GroupNorm, attend, init
 gelu = partial(jax.nn.gelu, approximate=False)
 gelu_tanh = partial(jax.nn.gelu, approximate=True)
 
+MASKED = -1e4
+"""Added to the logits of what is not attended to, as in diffusers: a text without tokens is then one of all tokens."""
+
 
 class LayerNorm(nn.LayerNorm):
     """scale * (x - mean) / sqrt(variance + epsilon) + bias, mean and variance over the last axis; in float32.
@@ -32,7 +35,7 @@ class LayerNorm(nn.LayerNorm):
 
 
 class MultiHeadAttention(nn.Module):
-    """out(attend(query(x), key(context), value(context))); self attention where context is x.
+    """out(attend(query(x), key(context), value(context), bias)); self attention where context is x.
 
     Source: Vaswani et al. 2017 (arXiv:1706.03762), section 3.2.2.
     """
@@ -44,11 +47,11 @@ class MultiHeadAttention(nn.Module):
     out_init: nn.initializers.Initializer = init
 
     @nn.compact
-    def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, context: jax.Array, bias: jax.Array | None = None) -> jax.Array:
         width = x.shape[-1]
         project = partial(Dense, width, use_bias=self.qkv_bias, kernel_init=self.qkv_init, dtype=self.dtype)
         q, k, v = project(name="query")(x), project(name="key")(context), project(name="value")(context)
-        h = attend(q, k, v, self.num_heads)
+        h = attend(q, k, v, self.num_heads, bias)
         return Dense(width, kernel_init=self.out_init, dtype=self.dtype, name="out")(h)
 
 
@@ -94,14 +97,14 @@ class CrossAttentionBlock(nn.Module):
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, context: jax.Array, bias: jax.Array | None = None) -> jax.Array:
         def norm(x: jax.Array, name: str) -> jax.Array:
             return LayerNorm(epsilon=1e-5, name=name)(x).astype(x.dtype)
 
         attention = partial(MultiHeadAttention, self.num_heads, self.dtype, qkv_bias=False)
         h = norm(x, "norm_1")
         x = x + attention(name="self_attention")(h, h)
-        x = x + attention(name="cross_attention")(norm(x, "norm_2"), context)
+        x = x + attention(name="cross_attention")(norm(x, "norm_2"), context, bias)
         return x + GatedMlp(4 * x.shape[-1], self.dtype, name="mlp")(norm(x, "norm_3"))
 
 
@@ -117,22 +120,27 @@ class SpatialTransformer(nn.Module):
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, context: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, context: jax.Array, mask: jax.Array | None = None) -> jax.Array:
         """
         Args:
           x: [B, H, W, C].
           context: [B, M, D], for example M tokens of a text.
+          mask: [B, M], 1 or True for tokens that are attended to, 0 or False for padding; None for all of them.
 
         Raises:
-          ValueError: context is not [B, M, D], or C not divisible by num_heads. Raised while tracing.
+          ValueError: context is not [B, M, D] or mask not [B, M], or C not divisible by num_heads. Raised while
+            tracing.
         """
         batch, height, width, channels = x.shape
         if context.ndim != 3 or len(context) != batch:
             raise ValueError(f"context must be [B, M, D] with B = {batch}, got shape {context.shape}")
+        if mask is not None and mask.shape != context.shape[:2]:
+            raise ValueError(f"context_mask must be [B, M] = {list(context.shape[:2])}, got {list(mask.shape)}")
+        bias = None if mask is None else MASKED * (1 - mask.astype(jnp.float32))
         # The epsilon is that of LDM's code, also where its residual blocks have 1e-5.
         h = GroupNorm(self.num_groups, name="norm")(x).reshape(batch, height * width, channels)
         h = Dense(channels, dtype=self.dtype, name="project_in")(h)
         for i in range(self.depth):
-            h = CrossAttentionBlock(self.num_heads, self.dtype, name=f"block_{i}")(h, context)
+            h = CrossAttentionBlock(self.num_heads, self.dtype, name=f"block_{i}")(h, context, bias)
         h = Dense(channels, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="project_out")(h)
         return x + h.reshape(x.shape)

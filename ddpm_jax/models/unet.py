@@ -25,7 +25,8 @@ class UNet(Encoder):
     Source: Ho et al. 2020 (arXiv:2006.11239), appendix B; Nichol and Dhariwal 2021 (arXiv:2102.09672), section 3.1
     and appendix A; Dhariwal and Nichol 2021 (arXiv:2105.05233), section 3.
 
-    Attributes, besides those of Encoder:
+    Attributes, besides those of Encoder; with time_embedding "fourier" the output is divided by t:
+      attention_factors_up: attention_factors of the way up; None where it attends at the levels of the way down.
       num_heads_upsample: heads of the attention blocks on the way up; None for num_heads.
       upsample: "conv" (nearest, then a convolution), "nearest" or "resblock" (inside one more res block); or a
         sequence with one of these per step between levels, the finest first.
@@ -37,6 +38,7 @@ class UNet(Encoder):
       center_input_sample: images in [0, 1] go in; the network sees 2 x_t - 1.
     """
 
+    attention_factors_up: Sequence[int] | None = None
     num_heads_upsample: int | None = None
     upsample: str | Sequence[str] = "conv"
     num_classes: int | None = None
@@ -52,6 +54,7 @@ class UNet(Encoder):
         *,
         y: jax.Array | None = None,
         context: jax.Array | None = None,
+        context_mask: jax.Array | None = None,
         low_res: jax.Array | None = None,
         concat: jax.Array | None = None,
         train: bool = False,
@@ -64,6 +67,7 @@ class UNet(Encoder):
           t: [B] float, the model's time.
           y: the class: see num_classes and class_embed_type. A label of num_classes or more gives NaN.
           context: [B, M, D], for example M tokens of a text; with transformer_depth, and only then.
+          context_mask: [B, M], 1 or True for tokens of the context that are attended to, 0 or False for padding.
           low_res: [B, h, w, K] images to be upsampled: resized bilinearly to H x W and appended to the channels.
           concat: [B, H, W, K] images appended to the channels, as a mask and the image outside it for in-painting.
           train: whether dropout is on.
@@ -83,10 +87,11 @@ class UNet(Encoder):
         temb = self.embed_time(t)
         if y is not None:
             temb = temb + self._embed_class(y).astype(temb.dtype)
-        blocks = self.attend_to(context, self.blocks(temb, keys))
+        blocks = self.attend_to(context, context_mask, self.blocks(temb, keys))
         h = self.decode(self.condition(x_t, low_res, concat), blocks)
         h = nn.silu(GroupNorm(self.num_groups, self.norm_eps, name="norm_out")(h.astype(jnp.float32)))
-        return conv3x3(self.out_channels, dtype=jnp.float32, kernel_init=near_zero_init, name="conv_out")(h)
+        h = conv3x3(self.out_channels, dtype=jnp.float32, kernel_init=near_zero_init, name="conv_out")(h)
+        return h / t.astype(h.dtype)[:, None, None, None] if self.time_embedding == "fourier" else h
 
     def condition(self, x_t: jax.Array, low_res: jax.Array | None, concat: jax.Array | None) -> jax.Array:
         """The channels the first convolution sees: x_t, low_res at its size, concat."""
@@ -103,7 +108,7 @@ class UNet(Encoder):
         return jnp.concatenate(x, axis=-1)
 
     @nn.nowrap
-    def attend_to(self, context: jax.Array | None, blocks: Blocks) -> Blocks:
+    def attend_to(self, context: jax.Array | None, mask: jax.Array | None, blocks: Blocks) -> Blocks:
         """The blocks with spatial transformers in place of self attention, if this network has them."""
         if self.transformer_depth < 0:
             raise ValueError(f"transformer_depth must be at least 0, got {self.transformer_depth}")
@@ -111,12 +116,14 @@ class UNet(Encoder):
             got = "none" if context is None else f"shape {context.shape}"
             raise ValueError(f"context goes with transformer_depth > 0, got {got} and {self.transformer_depth}")
         if context is None:
+            if mask is not None:
+                raise ValueError(f"context_mask goes with a context, got shape {mask.shape} and none")
             return blocks
         transformer = self.rematerialized(SpatialTransformer)
 
         def attention(h: jax.Array, num_heads: int, name: str) -> jax.Array:
             block = transformer(num_heads, self.transformer_depth, self.num_groups, self.dtype, name=name)
-            return block(h, context)
+            return block(h, context, mask)
 
         return blocks._replace(attention=attention)
 
@@ -127,11 +134,17 @@ class UNet(Encoder):
         num_heads = self.num_heads if self.num_heads_upsample is None else self.num_heads_upsample
         for level in reversed(self.levels):
             for i in range(self.num_res_blocks + 1):
+                attends = self.attends_up(h.shape[1], level)
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = self.stage(h, blocks, level, f"up_{level}_{{}}_{i}", num_heads)
+                h = self.stage(h, blocks, level, f"up_{level}_{{}}_{i}", num_heads, attends)
             if level != 0:
                 h = self._double(h, blocks, level)
         return h
+
+    def attends_up(self, height: int, level: int) -> bool:
+        """Whether res blocks of this level, at this height, are followed by attention on the way up."""
+        factors = self.attention_factors_up
+        return self.attends(height, level) if factors is None else 2**level in factors
 
     def _double(self, h: jax.Array, blocks: Blocks, level: int) -> jax.Array:
         name, kind = f"up_{level}_upsample", each(self.upsample, level - 1)
@@ -155,6 +168,7 @@ class UNet(Encoder):
     def check_settings(self) -> None:
         super().check_settings()
         self.check_resampling("upsample", self.upsample, ("conv", "nearest", "resblock"))
+        self.check_factors("attention_factors_up", self.attention_factors_up)
         if self.class_embed_type not in (None, "timestep", "identity"):
             raise unknown("class_embed_type", str(self.class_embed_type), ("timestep", "identity"))
         if self.class_embed_type is not None and self.num_classes is not None:

@@ -10,6 +10,7 @@ import pytest
 
 from ddpm_jax.interop import conditional, layers, ldm
 from ddpm_jax.models import UNet
+from ddpm_jax.models.transformer import SpatialTransformer
 from tests.helpers import few, relative
 from tests.interop.golden_networks import check, check_every_misfit_is_listed, check_there_and_back, load, nhwc, stored
 
@@ -156,6 +157,34 @@ def test_other_transformers_are_refused():
     assert conditional.transformer2d_from_config(config).num_heads == 2
     with pytest.raises(ValueError, match="known here: activation_fn='gelu', in_channels=32"):
         conditional.transformer2d_from_config(config | {"activation_fn": "gelu", "in_channels": 32})
+
+
+def test_what_is_masked_might_as_well_not_be_there(highest):
+    """Of five tokens two are masked: the same as three; no mask is a mask of ones; one of zeros is as one of ones."""
+    model = SpatialTransformer(num_heads=2, depth=1, num_groups=4, dtype=jnp.dtype("float32"))
+    x, context = (jax.random.normal(jax.random.key(i), shape) for i, shape in enumerate([(2, 2, 2, 8), (2, 5, 6)]))
+    params = jax.eval_shape(model.init, jax.random.key(2), x, context)["params"]
+    params = jax.tree.map(lambda leaf: 0.3 * jax.random.normal(jax.random.key(3), leaf.shape), params)
+    apply = jax.jit(lambda context, mask=None: model.apply({"params": params}, x, context, mask))
+    mask = jnp.array([[True, True, True, False, False]] * 2)
+    assert relative(apply(context, mask), apply(context[:, :3])) < 1e-6
+    assert relative(apply(context, jnp.ones((2, 5))), apply(context)) < 1e-6
+    assert relative(apply(context, jnp.zeros((2, 5))), apply(context)) < 1e-3
+    assert relative(apply(context, mask), apply(context)) > 1e-2
+
+
+def test_a_mask_goes_with_its_context():
+    model = UNet(channels=8, channel_multipliers=(1,), num_groups=4, attention_resolutions=(), transformer_depth=1)
+    x_t, t, context = jnp.zeros((2, 4, 4, 3)), jnp.zeros(2), jnp.zeros((2, 5, 6))
+
+    def trace(model, **given):
+        jax.eval_shape(partial(model.init, **given), jax.random.key(0), x_t, t)
+
+    trace(model, context=context, context_mask=jnp.ones((2, 5)))
+    with pytest.raises(ValueError, match=r"context_mask must be \[B, M\] = \[2, 5\], got \[2, 4\]"):
+        trace(model, context=context, context_mask=jnp.ones((2, 4)))
+    with pytest.raises(ValueError, match=r"context_mask goes with a context, got shape \(2, 5\) and none"):
+        trace(replace(model, transformer_depth=0), context_mask=jnp.ones((2, 5)))
 
 
 def test_context_goes_with_transformers():

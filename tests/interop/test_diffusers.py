@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.interop import ddim, diffusers, layers
+from ddpm_jax.interop import ddim, diffusers, layers, to_diffusers
 from tests.helpers import few, relative_rms
 from tests.interop.golden_networks import check, check_every_misfit_is_listed, check_there_and_back, load, nhwc, stored
 
@@ -114,18 +114,39 @@ def test_defaults_of_diffusers():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"act_fn": "mish", "add_attention": False}, "act_fn='mish', add_attention=False"),
+        ({"act_fn": "tanh", "add_attention": None}, "add_attention=None, act_fn='tanh'"),
+        ({"mid_block_scale_factor": 0, "mid_block_type": None}, "mid_block_type=None, mid_block_scale_factor=0"),
+        ({"time_embedding_type": "learned", "time_embedding_dim": 8}, "time_embedding_(type='learned'|dim=8), time"),
         ({"freq_shift": 2, "downsample_padding": 3}, "downsample_padding=3, freq_shift=2|freq_shift=2, down.*=3"),
-        ({"attn_norm_num_groups": 8}, "attn_norm_num_groups=8"),
+        ({"attn_norm_num_groups": 24}, "attn_norm_num_groups=24"),
         ({"down_block_types": ["SkipDownBlock2D"] * 4}, "down_block_types="),
         ({"down_block_types": ["DownBlock2D"] * 3}, "down_block_types="),
-        ({"up_block_types": ["UpBlock2D"] * 4}, "up_block_types="),
+        ({"up_block_types": ["UpBlock2D"] * 3}, "up_block_types="),
+        ({"up_block_types": ["UpBlock2D"] * 3 + ["KUpBlock2D"]}, "up_block_types="),
         ({"a_setting_of_the_future": 1}, "a_setting_of_the_future=1"),
     ],
 )
 def test_other_configurations_are_refused(change, message):
     with pytest.raises(ValueError, match="not a UNet2DModel that is known here: .*(" + message + ")"):
         diffusers.unet_from_config(CIFAR10 | change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"act_fn": "mish", "add_attention": False, "mid_block_scale_factor": 2**0.5},
+        {"act_fn": "gelu", "attn_norm_num_groups": 8, "up_block_types": ["UpBlock2D"] * 4},
+        {"act_fn": "relu", "up_block_types": ["AttnUpBlock2D"] * 4, "upsample_type": "resnet"},
+        {"time_embedding_type": "fourier", "resnet_time_scale_shift": "scale_shift", "attn_norm_num_groups": 4},
+    ],
+)
+def test_every_setting_is_written_as_it_was_read(change):
+    model = diffusers.unet_from_config(CIFAR10 | change)
+    assert model != diffusers.unet_from_config(CIFAR10)
+    written = to_diffusers.unet_to_config(model, (32, 32, 3))
+    for name, value in change.items():
+        assert written[name] == value, name
+    assert diffusers.unet_from_config(written) == model
 
 
 def test_a_first_convolution_of_another_width_is_refused():

@@ -57,6 +57,26 @@ def test_text_once(superres, highest):
     assert relative(sample, nhwc(arrays["out.sample"])) < 1e-5
 
 
+@pytest.mark.parametrize("said", [{"xf_final_ln": False}, {"xf_final_ln": None}])
+def test_a_text_without_its_last_norm(said, superres, shared_golden, highest):
+    """Normed by hand it is the recorded one; what is projected is not normed. Weights: there and back."""
+    network = stored(shared_golden, "glide_superres", FAMILY, in_channels=6, **said)
+    norm = {name: network.weights[f"final_ln.{name}"] for name in ("weight", "bias")}
+    left = {name: array for name, array in network.weights.items() if not name.startswith("final_ln.")}
+    network = network._replace(weights=left)
+    check_there_and_back(network)
+    given = conditioning(superres.arrays)
+    y, context = network.model.text.apply({"params": network.params["text"]}, given["tokens"], given["mask"])
+    h = np.asarray(context, np.float64)
+    h = (h - h.mean(-1, keepdims=True)) / np.sqrt(h.var(-1, keepdims=True) + 1e-5)
+    normed = h * norm["weight"] + norm["bias"]
+    assert relative(normed, superres.arrays["out.xf_out"].transpose(0, 2, 1)) < 1e-5
+    projected = np.asarray(context)[:, -1] @ left["transformer_proj.weight"].T + left["transformer_proj.bias"]
+    assert relative(y, projected) < 1e-5
+    with pytest.raises(ValueError, match=r"left over final_ln\.weight"):
+        network.to_params(superres.weights)
+
+
 @pytest.mark.slow
 def test_bfloat16_is_close_to_float32(superres):
     low = (replace(part, dtype=jnp.bfloat16) for part in (superres.model.text, superres.model.unet))

@@ -94,6 +94,21 @@ def test_positions_equal_stored_ones(shared_golden):
     arrays = np.load(shared_golden / "networks" / "time_embeddings.npz", allow_pickle=False)
     table = sincos_positions(16, 16, 16).reshape(16, 16, 16)[::4, ::4]
     np.testing.assert_allclose(table.reshape(16, 16), arrays["sincos2d.dim16.grid4"], atol=1e-7)
+    for size, dim in ((4, 16), (3, 32)):
+        table = sincos_positions(size, size, dim, base_size=16)
+        np.testing.assert_allclose(table, arrays[f"sincos2d.dim{dim}.grid{size}"], atol=1e-7)
+
+
+def test_positions_with_a_base_size():
+    """Row 2 of 6 on a base of 3 is row 1 of 3; columns have their own number; the image's own size changes nothing."""
+    table = sincos_positions(6, 2, 8, base_size=3).reshape(6, 2, 8)
+    np.testing.assert_array_equal(table[::2, 0], sincos_positions(3, 1, 8))
+    places = np.arctan2(table[0, :, 0], table[0, :, 2]), np.arctan2(table[:, 0, 4], table[:, 0, 6])
+    np.testing.assert_allclose(places[0], [0, 1.5], atol=1e-6)
+    np.testing.assert_allclose(places[1], np.arange(6) / 2, atol=1e-6)
+    np.testing.assert_array_equal(sincos_positions(5, 5, 8, base_size=5), sincos_positions(5, 5, 8))
+    with pytest.raises(ValueError, match="base_size must be positive, got 0"):
+        sincos_positions(5, 5, 8, base_size=0)
 
 
 def test_unpatchify_puts_every_pixel_back():

@@ -118,6 +118,7 @@ def test_remat():
         ({"channels": 16}, {}, "text.out_features must be 4 unet.channels and .*, got 32, 64 and 'identity'"),
         ({"transformer_depth": 1}, {}, "transformer_depth 0 and mid_attention_norm True, got 1 and True"),
         ({"mid_attention_norm": False}, {}, "transformer_depth 0 and mid_attention_norm True, got 0 and False"),
+        ({"mid_scale": 2.0}, {}, "mid_attention_groups None and mid_scale 1, got None and 2.0"),
         ({}, {"num_positions": 4}, r"tokens must be integer \[2, 4\], got int32\[2, 5\]"),
     ],
 )
