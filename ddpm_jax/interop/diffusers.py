@@ -4,11 +4,12 @@
 `safetensors.numpy.load_file`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from ..models.skip_unet import SkipUNet
 from ..models.unet import UNet
 from . import layers
 
@@ -62,6 +63,9 @@ DOWN_BLOCKS = {
     "AttnDownBlock2D": (True, None),
 }
 UP_BLOCKS = {"UpBlock2D": (False, "conv"), "ResnetUpsampleBlock2D": (False, "resnet"), "AttnUpBlock2D": (True, None)}
+# Blocks that an image accompanies, with attention or without; those of one network are all of this kind.
+SKIP_DOWN_BLOCKS = {"SkipDownBlock2D": False, "AttnSkipDownBlock2D": True}
+SKIP_UP_BLOCKS = {"SkipUpBlock2D": False, "AttnSkipUpBlock2D": True}
 RESAMPLING = {"conv": "conv", "resnet": "resblock"}
 ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu": "gelu", "mish": "mish", "relu": "relu"}  # in any case
 
@@ -92,6 +96,16 @@ RESAMPLING_BLOCKS = {
     "down_{level}_downsample": "down_blocks.{level}.downsamplers.0",
     "up_{level}_upsample": "up_blocks.{from_deepest}.upsamplers.0",
 }
+# With blocks that an image accompanies.
+SKIP_BLOCKS = {
+    "down_{level}_skip": "down_blocks.{level}.skip_conv",
+    "up_{level}_skip_norm": "up_blocks.{from_deepest}.skip_norm",
+    "up_{level}_skip": "up_blocks.{from_deepest}.skip_conv",
+}
+SKIP_RESAMPLING_BLOCKS = {
+    "down_{level}_downsample": "down_blocks.{level}.resnet_down",
+    "up_{level}_upsample": "up_blocks.{from_deepest}.resnet_up",
+}
 RES = {
     "norm_1": "norm1",
     "conv_1": "conv1",
@@ -114,15 +128,12 @@ def unet_from_config(config: Mapping[str, Any]) -> UNet:
       ValueError: the configuration has settings that ours has not; lists them.
     """
     found = _settings(config)
-    widths, levels = found["block_out_channels"], range(len(found["block_out_channels"]))
-    down = [DOWN_BLOCKS[name] for name in found["down_block_types"]]
-    up = [UP_BLOCKS[name] for name in reversed(found["up_block_types"])]  # from the finest, as ours
-    attends, attends_up = (tuple(2**level for level in levels if blocks[level][0]) for blocks in (down, up))
-    groups, attention_groups = found["norm_num_groups"], found["attn_norm_num_groups"]
-    scale_shift = found["resnet_time_scale_shift"] == "scale_shift"
+    widths = found["block_out_channels"]
+    down, up = found["down_block_types"], found["up_block_types"][::-1]  # from the finest, as ours
+    attends, attends_up = (tuple(2**i for i, name in enumerate(names) if "Attn" in name) for names in (down, up))
+    model, resampling = (SkipUNet, {}) if _skips(found) else (UNet, _resampling(found))
     fourier = found["time_embedding_type"] == "fourier"
-    single = found["attention_head_dim"] is None
-    return UNet(
+    return model(
         channels=widths[0],
         channel_multipliers=tuple(width / widths[0] if width % widths[0] else width // widths[0] for width in widths),
         num_res_blocks=found["layers_per_block"],
@@ -131,27 +142,50 @@ def unet_from_config(config: Mapping[str, Any]) -> UNet:
         attention_factors_up=None if attends_up == attends else attends_up,
         dropout=found["dropout"],
         out_channels=found["out_channels"],
-        num_groups=groups,
+        num_groups=found["norm_num_groups"],
         norm_eps=found["norm_eps"],
-        num_head_channels=None if single else found["attention_head_dim"],
-        scale_shift_norm=scale_shift,
-        downsample=_resampling([kind or found["downsample_type"] for _, kind in down[:-1]]),
-        downsample_padding=found["downsample_padding"],
-        upsample=_resampling([kind or found["upsample_type"] for _, kind in up[1:]]),
+        num_head_channels=found["attention_head_dim"],
+        scale_shift_norm=found["resnet_time_scale_shift"] == "scale_shift",
         # The order and the frequencies that are said are those of positional time alone.
         time_cosine_first=found["flip_sin_to_cos"] and not fourier,
         time_endpoint=found["freq_shift"] == 1 or fourier,
         time_embedding=found["time_embedding_type"],
         activation=ACTIVATIONS[found["act_fn"].lower()],
-        mid_attention=found["add_attention"],
-        # Their middle attention has no norm beside scale_shift, unless its groups are asked for.
-        mid_attention_norm=not found["add_attention"] or not scale_shift or attention_groups is not None,
-        mid_attention_groups=None if attention_groups == groups or not found["add_attention"] else attention_groups,
-        mid_scale=found["mid_block_scale_factor"],
         num_classes=None if found["class_embed_type"] else found["num_class_embeds"],
         class_embed_type=found["class_embed_type"],
         center_input_sample=found["center_input_sample"],
+        **_middle(found),
+        **resampling,
     )
+
+
+def _middle(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of the middle."""
+    groups = found["attn_norm_num_groups"]
+    settings = {"mid_scale": found["mid_block_scale_factor"], "mid_attention": found["add_attention"]}
+    if not found["add_attention"]:
+        return settings
+    # Their attention has no norm beside scale_shift, unless its groups are asked for.
+    norm = found["resnet_time_scale_shift"] == "default" or groups is not None
+    return settings | {
+        "mid_attention_norm": norm,
+        "mid_attention_groups": None if groups == found["norm_num_groups"] else groups,
+    }
+
+
+def _resampling(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of the steps between levels: one name where all of them are alike."""
+    down, up = found["down_block_types"], found["up_block_types"][::-1]
+    kinds = {
+        "downsample": [RESAMPLING[DOWN_BLOCKS[name][1] or found["downsample_type"]] for name in down[:-1]],
+        "upsample": [RESAMPLING[UP_BLOCKS[name][1] or found["upsample_type"]] for name in up[1:]],
+    }
+    alike = {name: each[0] if len(set(each)) == 1 else tuple(each) for name, each in kinds.items()}
+    return alike | {"downsample_padding": found["downsample_padding"]}
+
+
+def _skips(found: Mapping[str, Any]) -> bool:
+    return set(found["down_block_types"]) <= set(SKIP_DOWN_BLOCKS)
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,10 +197,14 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
         if (name in CHOICES and value not in CHOICES[name]) or (name not in CHOICES and name not in DEFAULTS)
     ]
     widths, down, up = found["block_out_channels"], found["down_block_types"], found["up_block_types"]
-    if not set(down) <= set(DOWN_BLOCKS) or len(down) != len(widths):
+    skips = _skips(found)
+    if not set(down) <= set(SKIP_DOWN_BLOCKS if skips else DOWN_BLOCKS) or len(down) != len(widths):
         problems.append(f"down_block_types={down!r}")
-    elif not set(up) <= set(UP_BLOCKS) or len(up) != len(widths):
-        problems.append(f"up_block_types={up!r}")
+    elif not set(up) <= set(SKIP_UP_BLOCKS if skips else UP_BLOCKS) or len(up) != len(widths):
+        problems.append(f"down_block_types={down!r} with up_block_types={up!r}" if skips else f"up_block_types={up!r}")
+    problems += [f"{name}={found[name]!r}" for name in ("in_channels", "out_channels") if skips and found[name] != 3]
+    if found["norm_num_groups"] is None and not skips:
+        problems.append("norm_num_groups=None")
     if not isinstance(found["act_fn"], str) or found["act_fn"].lower() not in ACTIVATIONS:
         problems.append(f"act_fn={found['act_fn']!r}")
     if groups := found["attn_norm_num_groups"]:
@@ -178,20 +216,13 @@ def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _resampling(kinds: Sequence[str]) -> str | tuple[str, ...]:
-    """One name where all steps between levels are alike."""
-    ours = tuple(RESAMPLING[kind] for kind in kinds)
-    return ours[0] if len(set(ours)) == 1 else ours
-
-
 def unet2d_to_params(state_dict: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters of unet_from_config(config) from the weights of UNet2DModel(**config).
 
     Raises:
       ValueError: settings that ours has not, or lists every array missing, left over, or of another shape.
     """
-    names, wanted = _names_and_shapes(config)
-    return layers.to_params({_new_name(k): v for k, v in state_dict.items()}, names, wanted, CONV1X1)
+    return layers.to_params({_new_name(k): v for k, v in state_dict.items()}, *_layout(config))
 
 
 def params_to_unet2d(params: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -200,15 +231,17 @@ def params_to_unet2d(params: Mapping[str, Any], config: Mapping[str, Any]) -> di
     Raises:
       ValueError: as unet2d_to_params.
     """
-    names, wanted = _names_and_shapes(config)
-    return layers.to_state_dict(params, names, wanted, CONV1X1)
+    return layers.to_state_dict(params, *_layout(config))
 
 
-def _names_and_shapes(config: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, tuple[int, ...]]]:
+def _layout(config: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, tuple[int, ...]], frozenset[str]]:
+    """Our layer to their layer, our shapes, and the names of dense layers that are 1x1 convolutions there."""
     model = unet_from_config(config)
-    size = 2 ** model.levels[-1]
-    names = layers.unet_names(model, BLOCKS, RES, ATTENTION, RESAMPLING_BLOCKS)
-    return names, layers.unet_shapes(model, (size, size, config.get("in_channels", DEFAULTS["in_channels"])))
+    size, skips = 2 ** model.levels[-1], isinstance(model, SkipUNet)
+    blocks, resampling = (BLOCKS | SKIP_BLOCKS, SKIP_RESAMPLING_BLOCKS) if skips else (BLOCKS, RESAMPLING_BLOCKS)
+    names = layers.unet_names(model, blocks, RES, ATTENTION, resampling)
+    shapes = layers.unet_shapes(model, (size, size, config.get("in_channels", DEFAULTS["in_channels"])))
+    return names, shapes, CONV1X1 | {f"down_{level}_skip" for level in model.levels}
 
 
 def _new_name(name: str) -> str:

@@ -90,7 +90,7 @@ PARTS = {"network": ("unet", "transformer"), "first_stage": ("vae", "vqvae", "mo
 # Has settings for clipping and thresholding, and does not read them.
 NO_CLIPPING = ("TCDScheduler",)
 # Settings that may be null, 0 or a list, though their defaults are not.
-NULLABLE, ZERO = ("attention_head_dim",), ("downsample_padding",)
+NULLABLE, ZERO = ("attention_head_dim", "norm_num_groups"), ("downsample_padding",)
 LISTS = ("attention_head_dim", "transformer_layers_per_block", "layers_per_block", "cross_attention_dim", "sample_size")
 # What settings are like whose default is null, where they are not null.
 WHERE_NOT_NULL = {

@@ -18,6 +18,7 @@ import numpy as np
 
 from ..models.autoencoder import AutoencoderKL
 from ..models.dit import DiT
+from ..models.skip_unet import SkipUNet
 from ..models.unet import UNet
 from ..models.vq import VQModel
 from ..samplers.configs import float32
@@ -112,7 +113,7 @@ def _network(loaded: Loaded) -> Part:
     if type(model) is DiT:
         config = to_diffusers.dit_to_config(model, shape)
         return Part("DiTTransformer2DModel", config, dit.params_to_transformer2d(loaded.params, config))
-    if type(model) is not UNet:
+    if not isinstance(model, UNet) or type(model) not in (UNet, SkipUNet):
         raise ValueError(f"diffusers has no class for a {type(model).__name__}: a UNet or a DiT can be written")
     in_channels = loaded.params["conv_in"]["kernel"].shape[2]
     if in_channels != shape[-1]:

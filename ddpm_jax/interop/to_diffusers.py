@@ -14,6 +14,7 @@ from flax import linen as nn
 from ..models.autoencoder import Autoencoder, AutoencoderKL
 from ..models.dit import DiT
 from ..models.encoder import each
+from ..models.skip_unet import SkipUNet
 from ..models.unet import UNet
 from ..models.vq import VQModel
 from . import autoencoder, conditional, diffusers, dit
@@ -29,25 +30,15 @@ def unet_to_config(model: UNet, image_shape: ImageShape) -> dict[str, Any]:
       ValueError: lists the settings that UNet2DModel has not.
     """
     model = _normal(model, image_shape[0])
-    steps = len(model.levels) - 1
-    attends, attends_up = _factors(model), _factors_up(model)
-    down = [_block(diffusers.DOWN_BLOCKS, attends, level, model.downsample, level) for level in range(steps)]
-    up = [_block(diffusers.UP_BLOCKS, attends_up, level, model.upsample, level - 1) for level in range(1, steps + 1)]
-    # The coarsest level is not halved, the finest not doubled: any kind of block will do.
-    down.append(_block(diffusers.DOWN_BLOCKS, attends, steps, "conv", 0))
-    up.insert(0, _block(diffusers.UP_BLOCKS, attends_up, 0, "conv", 0))
     extra_norm = model.scale_shift_norm and model.mid_attention and model.mid_attention_norm
     config = _unet(model, image_shape) | {
         "act_fn": model.activation,
         "add_attention": model.mid_attention,
-        "down_block_types": down,
-        "up_block_types": up[::-1],
-        "downsample_type": _type_with_attention(attends, model.downsample, 0),
-        "upsample_type": _type_with_attention(attends_up, model.upsample, 1),
         "attention_head_dim": model.num_head_channels,
         "attn_norm_num_groups": model.mid_attention_groups or (model.num_groups if extra_norm else None),
         "time_embedding_type": model.time_embedding,
     }
+    config |= _skip_blocks(model) if isinstance(model, SkipUNet) else _blocks(model)
     _require_same(model, _normal(diffusers.unet_from_config(config), image_shape[0]), "UNet2DModel")
     return config
 
@@ -168,6 +159,35 @@ def _unet(model: UNet, image_shape: ImageShape) -> dict[str, Any]:
         "resnet_time_scale_shift": "scale_shift" if model.scale_shift_norm else "default",
         "sample_size": height if height == width else [height, width],
     }
+
+
+def _blocks(model: UNet) -> dict[str, Any]:
+    """The names of UNet2DModel's blocks, and how those with attention resample."""
+    steps = len(model.levels) - 1
+    attends, attends_up = _factors(model), _factors_up(model)
+    down = [_block(diffusers.DOWN_BLOCKS, attends, level, model.downsample, level) for level in range(steps)]
+    up = [_block(diffusers.UP_BLOCKS, attends_up, level, model.upsample, level - 1) for level in range(1, steps + 1)]
+    # The coarsest level is not halved, the finest not doubled: any kind of block will do.
+    down.append(_block(diffusers.DOWN_BLOCKS, attends, steps, "conv", 0))
+    up.insert(0, _block(diffusers.UP_BLOCKS, attends_up, 0, "conv", 0))
+    return {
+        "down_block_types": down,
+        "up_block_types": up[::-1],
+        "downsample_type": _type_with_attention(attends, model.downsample, 0),
+        "upsample_type": _type_with_attention(attends_up, model.upsample, 1),
+    }
+
+
+def _skip_blocks(model: SkipUNet) -> dict[str, Any]:
+    """The names of its blocks where an image accompanies them."""
+    down, up = (
+        [next(name for name, attends in blocks.items() if attends == (2**level in factors)) for level in model.levels]
+        for blocks, factors in (
+            (diffusers.SKIP_DOWN_BLOCKS, _factors(model)),
+            (diffusers.SKIP_UP_BLOCKS, _factors_up(model)),
+        )
+    )
+    return {"down_block_types": down, "up_block_types": up[::-1]}
 
 
 def _normal(model: UNet, height: int, *, own_heads: bool = False) -> UNet:

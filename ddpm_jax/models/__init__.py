@@ -11,6 +11,7 @@ from .classifier import Classifier as Classifier
 from .clip import CLIPText as CLIPText
 from .dit import DiT as DiT
 from .glide import Glide as Glide
+from .skip_unet import SkipUNet as SkipUNet
 from .unet import UNet as UNet
 from .uvit import UViT as UViT
 from .vq import VQModel as VQModel

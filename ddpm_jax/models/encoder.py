@@ -19,7 +19,7 @@ from ddpm_jax.names import choose, unknown
 
 from .convolution import PRODUCT
 from .embeddings import fourier_embedding, timestep_embedding
-from .layers import ACTIVATIONS, Attention, Dense, ResBlock, average_pool, conv3x3
+from .layers import ACTIVATIONS, Attention, Dense, ResBlock, average_pool, conv3x3, groups_of
 
 Resample = Callable[[jax.Array], jax.Array]
 Block = TypeVar("Block", bound=type[nn.Module])
@@ -36,7 +36,7 @@ REMAT_POLICIES = {
 class Blocks(NamedTuple):
     """The two kinds of block a U-Net is made of, as functions that create and apply one."""
 
-    res: Callable[[jax.Array, int, str, Resample | None], jax.Array]
+    res: Callable[..., jax.Array]
     """(h, channels, name, resample) -> h."""
     attention: Callable[[jax.Array, int, str], jax.Array]
     """(h, num_heads, name) -> h."""
@@ -171,7 +171,7 @@ class Encoder(nn.Module):
 
     def _middle_groups(self) -> int | None:
         groups = self.num_groups if self.mid_attention_groups is None else self.mid_attention_groups
-        return groups if self.mid_attention_norm else None
+        return groups_of(self.width(-1), groups) if self.mid_attention_norm else None
 
     def stage(self, h: jax.Array, blocks: Blocks, level: int, name: str, num_heads: int, attends: bool) -> jax.Array:
         """A res block, and attention if this level attends; {} in the name stands for the kind of block."""
@@ -252,7 +252,7 @@ class Encoder(nn.Module):
         for level, multiplier in enumerate(self.channel_multipliers):
             if abs(self.channels * multiplier - self.width(level)) > 1e-6:
                 raise ValueError(f"channels {self.channels} times the multiplier {multiplier} is not a whole number")
-            if self.width(level) % self.num_groups:
+            if self.num_groups is not None and self.width(level) % self.num_groups:
                 raise ValueError(f"channels {self.width(level)} is not divisible by num_groups {self.num_groups}")
         if (self.attention_resolutions is None) == (self.attention_factors is None):
             raise ValueError(

@@ -36,28 +36,42 @@ conv3x3 = partial(
 )
 
 
+def groups_of(channels: int, num_groups: int | None) -> int:
+    """num_groups, or a quarter of the channels, 32 at most, where that is None.
+
+    Raises:
+      ValueError: the channels do not divide into them.
+    """
+    found = min(channels // 4, 32) if num_groups is None else num_groups
+    if found < 1 or channels % found:
+        raise ValueError(f"{channels} channels do not divide into num_groups {found}")
+    return found
+
+
 class GroupNorm(nn.Module):
     """scale * (x - mean) / sqrt(variance + eps) + bias, mean and variance over a group of C / num_groups channels.
 
-    x is [B, ..., C]. Computed in float32, returned in the dtype of x.
+    x is [B, ..., C]. Computed in float32, returned in the dtype of x. num_groups may be None: see groups_of.
 
-    Source: Wu and He 2018 (arXiv:1803.08494), eq. 1; the default eps is that of Ho et al.'s code.
+    Source: Wu and He 2018 (arXiv:1803.08494), eq. 1; the default eps is that of Ho et al.'s code; a quarter of the
+    channels: Song et al. 2020 (arXiv:2011.13456), as in their code.
     """
 
-    num_groups: int
+    num_groups: int | None
     eps: float = 1e-6
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         batch, channels = x.shape[0], x.shape[-1]
+        num_groups = groups_of(channels, self.num_groups)
         scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)[None]
         bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)[None, None]
-        size = channels // self.num_groups
+        size = channels // num_groups
 
         def mean(y: jax.Array) -> jax.Array:
             # Over pixels first, which leaves the channels contiguous: on a CPU this is 2 to 3 times faster than
             # one reduction over [HW, C / G]. Two passes, because E[x^2] - E[x]^2 loses digits.
-            groups = y.mean(axis=1).reshape(batch, self.num_groups, size).mean(axis=-1)
+            groups = y.mean(axis=1).reshape(batch, num_groups, size).mean(axis=-1)
             return jnp.repeat(groups, size, axis=-1)
 
         y = x.reshape(batch, -1, channels).astype(jnp.float32)
@@ -97,13 +111,14 @@ class ResBlock(nn.Module):
     With scale_shift the embedding enters after the second norm, norm(h) * (1 + scale) + shift, where
     (scale, shift) = dense(silu(temb)). With resample, x and silu(norm(x)) are resampled before they go on.
     Without temb there is no time in the block. activation is in the place of silu, and the sum is divided by scale.
+    num_groups_in is norm_1's if set. The shortcut is a dense layer where the width changes, with project always.
 
     Source: Ho et al. 2020 (arXiv:2006.11239), appendix B; scale_shift: Nichol and Dhariwal 2021 (arXiv:2102.09672),
     appendix A; resample: Dhariwal and Nichol 2021 (arXiv:2105.05233), section 3, as in BigGAN.
     """
 
     channels: int
-    num_groups: int
+    num_groups: int | None
     dropout: float
     dtype: Dtype
     eps: float = 1e-6
@@ -111,11 +126,14 @@ class ResBlock(nn.Module):
     resample: Callable[[jax.Array], jax.Array] | None = None
     activation: str = "silu"
     scale: float = 1.0
+    num_groups_in: int | None = None
+    project: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, temb: jax.Array | None, dropout_keys: jax.Array | None) -> jax.Array:
         activation = choose("activation", self.activation, ACTIVATIONS)
-        h = activation(GroupNorm(self.num_groups, self.eps, name="norm_1")(x))
+        groups = self.num_groups if self.num_groups_in is None else self.num_groups_in
+        h = activation(GroupNorm(groups, self.eps, name="norm_1")(x))
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
         h = conv3x3(self.channels, dtype=self.dtype, name="conv_1")(h)
@@ -135,7 +153,7 @@ class ResBlock(nn.Module):
         if dropout_keys is not None:
             h = dropout(h, dropout_keys, self.dropout)
         h = conv3x3(self.channels, dtype=self.dtype, kernel_init=near_zero_init, name="conv_2")(h)
-        if x.shape[-1] != self.channels:
+        if self.project or x.shape[-1] != self.channels:
             x = Dense(self.channels, dtype=self.dtype, name="shortcut")(x)
         return divided(x + h, self.scale)
 

@@ -88,9 +88,7 @@ class UNet(Encoder):
         if y is not None:
             temb = temb + self._embed_class(y).astype(temb.dtype)
         blocks = self.attend_to(context, context_mask, self.blocks(temb, keys))
-        h = self.decode(self.condition(x_t, low_res, concat), blocks)
-        h = nn.silu(GroupNorm(self.num_groups, self.norm_eps, name="norm_out")(h.astype(jnp.float32)))
-        h = conv3x3(self.out_channels, dtype=jnp.float32, kernel_init=near_zero_init, name="conv_out")(h)
+        h = self.images(self.condition(x_t, low_res, concat), blocks)
         return h / t.astype(h.dtype)[:, None, None, None] if self.time_embedding == "fourier" else h
 
     def condition(self, x_t: jax.Array, low_res: jax.Array | None, concat: jax.Array | None) -> jax.Array:
@@ -127,8 +125,8 @@ class UNet(Encoder):
 
         return blocks._replace(attention=attention)
 
-    def decode(self, x: jax.Array, blocks: Blocks) -> jax.Array:
-        """The way down, the middle and the way up, up to the last norm."""
+    def images(self, x: jax.Array, blocks: Blocks) -> jax.Array:
+        """The way down, the middle, the way up, and the last norm and convolution."""
         skips = self.down(x, blocks)
         h = self.middle(skips[-1], blocks)
         num_heads = self.num_heads if self.num_heads_upsample is None else self.num_heads_upsample
@@ -139,7 +137,12 @@ class UNet(Encoder):
                 h = self.stage(h, blocks, level, f"up_{level}_{{}}_{i}", num_heads, attends)
             if level != 0:
                 h = self._double(h, blocks, level)
-        return h
+        return self.head(h, "norm_out", "conv_out", self.num_groups)
+
+    def head(self, h: jax.Array, norm: str, conv: str, num_groups: int | None) -> jax.Array:
+        """conv(silu(norm(h))) in float32, with these names: from features to an image."""
+        h = nn.silu(GroupNorm(num_groups, self.norm_eps, name=norm)(h.astype(jnp.float32)))
+        return conv3x3(self.out_channels, dtype=jnp.float32, kernel_init=near_zero_init, name=conv)(h)
 
     def attends_up(self, height: int, level: int) -> bool:
         """Whether res blocks of this level, at this height, are followed by attention on the way up."""

@@ -120,6 +120,11 @@ def test_defaults_of_diffusers():
         ({"freq_shift": 2, "downsample_padding": 3}, "downsample_padding=3, freq_shift=2|freq_shift=2, down.*=3"),
         ({"attn_norm_num_groups": 24}, "attn_norm_num_groups=24"),
         ({"down_block_types": ["SkipDownBlock2D"] * 4}, "down_block_types="),
+        (
+            {"down_block_types": ["SkipDownBlock2D"] * 4, "up_block_types": ["SkipUpBlock2D"] * 4, "in_channels": 1},
+            "in_channels=1",
+        ),
+        ({"norm_num_groups": None}, "norm_num_groups=None"),
         ({"down_block_types": ["DownBlock2D"] * 3}, "down_block_types="),
         ({"up_block_types": ["UpBlock2D"] * 3}, "up_block_types="),
         ({"up_block_types": ["UpBlock2D"] * 3 + ["KUpBlock2D"]}, "up_block_types="),
@@ -131,12 +136,16 @@ def test_other_configurations_are_refused(change, message):
         diffusers.unet_from_config(CIFAR10 | change)
 
 
+SKIPS = ["SkipDownBlock2D", "SkipDownBlock2D", "AttnSkipDownBlock2D", "SkipDownBlock2D"]
+
+
 @pytest.mark.parametrize(
     "change",
     [
         {"act_fn": "mish", "add_attention": False, "mid_block_scale_factor": 2**0.5},
         {"act_fn": "gelu", "attn_norm_num_groups": 8, "up_block_types": ["UpBlock2D"] * 4},
         {"act_fn": "relu", "up_block_types": ["AttnUpBlock2D"] * 4, "upsample_type": "resnet"},
+        {"down_block_types": SKIPS, "up_block_types": [name.replace("Down", "Up") for name in SKIPS]},
         {"time_embedding_type": "fourier", "resnet_time_scale_shift": "scale_shift", "attn_norm_num_groups": 4},
     ],
 )

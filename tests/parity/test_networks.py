@@ -78,6 +78,18 @@ SETTINGS = {
     "attention elsewhere on the way up": {"up_block_types": ("UpBlock2D", "AttnUpBlock2D"), "attention_head_dim": None},
     "fourier": {"time_embedding_type": "fourier", "flip_sin_to_cos": False},
     "fourier, class": {"time_embedding_type": "fourier", "class_embed_type": "timestep"},
+    # What google/ncsnpp-celebahq-256 is made of.
+    "score-SDE": {
+        "block_out_channels": (32, 64), "norm_num_groups": None, "attention_head_dim": None,
+        "down_block_types": ("SkipDownBlock2D", "AttnSkipDownBlock2D"),
+        "up_block_types": ("AttnSkipUpBlock2D", "SkipUpBlock2D"),
+        "time_embedding_type": "fourier", "mid_block_scale_factor": 1.41421356237, "norm_eps": 1e-6,
+    },
+    "score-SDE, other attention": {
+        "block_out_channels": (32, 32, 64), "norm_num_groups": 8, "attention_head_dim": 16, "act_fn": "gelu",
+        "down_block_types": ("AttnSkipDownBlock2D", "SkipDownBlock2D", "SkipDownBlock2D"),
+        "up_block_types": ("SkipUpBlock2D", "AttnSkipUpBlock2D", "SkipUpBlock2D"), "layers_per_block": 2,
+    },
 }  # fmt: skip
 
 
@@ -98,7 +110,7 @@ def our_output_and_slope(model, params, x, cotangent, **given):
     return output, slope
 
 
-@pytest.mark.parametrize("name", few(SETTINGS, "mish, no attention in the middle", "fourier, class"))
+@pytest.mark.parametrize("name", few(SETTINGS, "mish, no attention in the middle", "score-SDE"))
 def test_settings_of_unet2d(name, torch, theirs, highest):
     """Output and gradient; and what is written for diffusers is read there as the same network."""
     net = network(torch, theirs, "ddpm", **SETTINGS[name])
