@@ -1,5 +1,6 @@
 """The U-Net with the weights of diffusers and of ermongroup/ddim: output, gradients, and the way there and back."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -7,8 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
+from safetensors.numpy import save_file
 
+from ddpm_jax import interop
 from ddpm_jax.interop import ddim, diffusers, layers, to_diffusers
+from ddpm_jax.models import SkipUNet
 from tests.helpers import few, relative_rms
 from tests.interop.golden_networks import check, check_every_misfit_is_listed, check_there_and_back, load, nhwc, stored
 
@@ -156,6 +161,32 @@ def test_every_setting_is_written_as_it_was_read(change):
     for name, value in change.items():
         assert written[name] == value, name
     assert diffusers.unet_from_config(written) == model
+
+
+NCSNPP = {
+    **{"_class_name": "UNet2DModel", "act_fn": "silu", "attention_head_dim": None, "block_out_channels": [32, 64]},
+    **{"down_block_types": ["SkipDownBlock2D", "AttnSkipDownBlock2D"], "flip_sin_to_cos": True, "freq_shift": 0},
+    **{"up_block_types": ["AttnSkipUpBlock2D", "SkipUpBlock2D"], "layers_per_block": 1, "norm_eps": 1e-6},
+    **{"mid_block_scale_factor": 1.41421356237, "norm_num_groups": None, "sample_size": 8},
+    "time_embedding_type": "fourier",
+}
+
+
+def test_a_folder_of_score_sde_is_read_and_written(tmp_path):
+    """Settings as in google/ncsnpp-celebahq-256: null for groups, no whole number for the scale."""
+    model = diffusers.unet_from_config(NCSNPP)
+    shapes, generator = layers.unet_shapes(model, (4, 4, 3)), np.random.default_rng(0)
+    params = {path: generator.normal(size=shape).astype(np.float32) for path, shape in shapes.items()}
+    params = traverse_util.unflatten_dict(params, sep="/")
+    (tmp_path / "config.json").write_text(json.dumps(NCSNPP))
+    save_file(diffusers.params_to_unet2d(params, NCSNPP), tmp_path / "diffusion_pytorch_model.safetensors")
+    loaded = interop.load(tmp_path, config={"scheduler": {"_class_name": "DDPMScheduler"}})
+    assert loaded.model == model and isinstance(model, SkipUNet)
+    interop.save_diffusers(tmp_path / "again", loaded)
+    again = interop.load(tmp_path / "again")
+    assert again.model == model
+    for tree in (loaded.params, again.params):
+        jax.tree.map(np.testing.assert_array_equal, tree, params)
 
 
 def test_a_first_convolution_of_another_width_is_refused():

@@ -306,7 +306,7 @@ def test_damaged_json(name, folder):
     [
         ("unet/config.json", {"_class_name": "SD3Transformer2DModel"}, "unknown class of network 'SD3Transformer2DMod"),
         ("unet/config.json", {"_class_name": ["UNet2DModel"]}, "unknown class of network"),
-        ("unet/config.json", {"act_fn": "mish"}, "act_fn='mish'"),
+        ("unet/config.json", {"act_fn": "tanh"}, "act_fn='tanh'"),
         ("unet/config.json", {"layers_per_block": "2"}, "config.json: layers_per_block must be like 2, got '2'"),
         ("unet/config.json", {"layers_per_block": None}, "layers_per_block must be like 2, got None"),
         ("unet/config.json", {"norm_num_groups": 0}, "norm_num_groups must be like 32, got 0"),
