@@ -10,6 +10,7 @@ import pytest
 from ddpm_jax.guidance import classifier_free
 from ddpm_jax.interop import dit
 from ddpm_jax.models import bind
+from ddpm_jax.models.dit import sincos_positions
 from tests.helpers import relative
 from tests.interop.golden_networks import check, check_every_misfit_is_listed, check_there_and_back, load, nhwc, stored
 
@@ -86,6 +87,19 @@ def test_positions_other_than_sines_and_cosines_are_refused(shared_golden, chang
     table = change(weights.pop("pos_embed"))
     with pytest.raises(ValueError, match=message):
         dit.dit_to_params(weights | ({} if table is None else {"pos_embed": table}), meta["config"])
+
+
+def test_positions_with_a_base_size(shared_golden):
+    """Trained on at another resolution: 2 x 2 patches whose places are those of every second one of 4 x 4."""
+    network = stored(shared_golden, "dit_plain", NETWORKS["dit_plain"], base_size=4)
+    table = sincos_positions(4, 4, 24).reshape(4, 4, 24)[::2, ::2].reshape(1, 4, 24)
+    network = network._replace(weights=network.weights | {"pos_embed": table})
+    check_there_and_back(network)
+    t, y = inputs(network.arrays)
+    apply = lambda model: model.apply({"params": network.params}, nhwc(network.arrays["in.x"]), t, y=y)
+    assert relative(apply(network.model), apply(replace(network.model, base_size=None))) > 1e-3
+    with pytest.raises(ValueError, match="pos_embed is not the table of sines and cosines: it differs by"):
+        dit.dit_to_params(network.weights, network.meta["config"])
 
 
 def test_null_label_and_guidance(shared_golden, highest):
