@@ -111,7 +111,7 @@ def test_another_sampler_ignores_a_learned_variance(x64):
     both = lambda x, t: jnp.concatenate([network("eps")(x, t), jnp.sin(x)], axis=-1)
     run = runner(both, ObjectiveConfig(loss="hybrid", variance="learned_range"), 1.0)
     plain = runner(network("eps"), ObjectiveConfig(), 1.0)
-    for name in ("ddpm", "ddpm_small", "ddim", "dpm_solver_pp_2m_sde"):
+    for name in ("ddpm_large", "ddpm_small", "ddim", "dpm_solver_pp_2m_sde"):
         table = make_table(name, S, 9, variance="learned_range")
         np.testing.assert_allclose(run(table), plain(table), rtol=1e-12)
 
