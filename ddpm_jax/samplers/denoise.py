@@ -244,16 +244,16 @@ def thresholded(
     Args:
       denoise: what to wrap.
       ratio: in [0, 1].
-      max_value: at least 1.
+      max_value: positive; below 1, s is always this.
       eps_after_clip: as eps_after in `projected`.
 
     Raises:
-      ValueError: ratio outside [0, 1]; max_value below 1; unknown eps_after_clip.
+      ValueError: ratio outside [0, 1]; max_value not positive; unknown eps_after_clip.
     """
     if not 0 <= ratio <= 1:
         raise ValueError(f"ratio must lie in [0, 1], got {ratio}")
-    if not max_value >= 1:
-        raise ValueError(f"max_value must be at least 1, got {max_value}")
+    if not max_value > 0:
+        raise ValueError(f"max_value must be positive, got {max_value}")
 
     def project(x_0: jax.Array) -> jax.Array:
         s = jnp.quantile(jnp.abs(x_0).reshape(len(x_0), -1), ratio, axis=1)

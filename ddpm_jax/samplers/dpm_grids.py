@@ -111,7 +111,7 @@ def trailing(schedule: Schedule, num_steps: int, *, last: Last = "clean", lambda
     length = kept_timesteps(schedule, lambda_min)
     stride = schedule.num_timesteps / checked_steps(num_steps, schedule.num_timesteps)
     steps = np.round(np.arange(length, 0, -stride)).astype(int) - 1
-    return at_timesteps(schedule, steps[:num_steps], last=last)
+    return at_timesteps(schedule, steps[:num_steps][steps[:num_steps] >= 0], last=last)  # none that rounds to -1
 
 
 def kept_timesteps(schedule: Schedule, lambda_min: float) -> int:

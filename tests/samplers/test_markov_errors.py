@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from ddpm_jax import guidance, samplers, schedules
-from ddpm_jax.samplers import consistency, fastdpm, grids
-from ddpm_jax.samplers.configs import from_diffusers_config
+from ddpm_jax.samplers import consistency, dpm_grids, fastdpm, grids
+from ddpm_jax.samplers.configs import CLASSES, from_diffusers_config
 from ddpm_jax.samplers.grids import Level, Pairs
 
 S = schedules.linear()
@@ -50,7 +50,7 @@ def config(name, **settings):
         (lambda: Pairs(((Level(1, 0.8, 0.6), Level(9, 0.6, 0.8)),)), r"must not add noise, got sigma/alpha 0\.75"),
         (lambda: grids.level(S, 1000), r"in \[0, 1000\), got 1000"),
         (lambda: samplers.thresholded(nothing, 2.0), r"ratio must lie in \[0, 1\], got 2"),
-        (lambda: samplers.thresholded(nothing, 0.9, 0.5), r"max_value must be at least 1, got 0\.5"),
+        (lambda: samplers.thresholded(nothing, 0.9, 0.0), r"max_value must be positive, got 0\.0"),
         (lambda: samplers.denoiser(lambda x, t: x, variance="small"), r"unknown variance 'small'"),
         (lambda: guidance.classifier_free(nothing, nothing), r"either scale or weight"),
         (lambda: run_zero("eps", grids.trailing(ZERO, 4)), r"eps says nothing about x_0 at time 19, where alpha is 0"),
@@ -65,6 +65,13 @@ def config(name, **settings):
         (lambda: from_diffusers_config(config("DDIM"), 10, etta=0.5), r"unknown option of DDIMScheduler 'etta'.*'eta'"),
         (lambda: from_diffusers_config(config("DDPM"), 10, timesteps=[5]), r"give either num_steps or timesteps"),
         (lambda: from_diffusers_config(config("DDPM"), timesteps=[5, 9]), r"decrease strictly, got 5 followed by 9"),
+        (lambda: from_diffusers_config(config("DDIM", beta_schedule="sigmoid"), 9), r"unknown beta_schedule 'sigmoid'"),
+        (lambda: from_diffusers_config(config("RePaint", beta_schedule="exp"), 9), r"unknown beta_schedule 'exp'"),
+        (
+            lambda: from_diffusers_config(config("DDPM", trained_betas=[0.1, 0.2]), 2),
+            r"number of trained_betas, 2, got",
+        ),
+        (lambda: from_diffusers_config(config("TCD"), 20, original_inference_steps=13), r"in \[1, 13\], the .* got 20"),
         (lambda: from_diffusers_config(config("LCM"), 51), r"in \[1, 50\], the steps distilled, got 51"),
         (lambda: from_diffusers_config(config("DDPM", timestep_spacing="even"), 9), r"unknown timestep_spacing 'even'"),
     ],
@@ -72,6 +79,41 @@ def config(name, **settings):
 def test_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+# The classes with timestep_spacing "trailing", and what else they need.
+TRAILING = {
+    **{f"DD{name}": {} for name in ("PM", "PMParallel", "IM", "IMParallel", "IMInverse")},
+    **{f"{name}Discrete": {} for name in ("Euler", "EulerAncestral", "Heun", "KDPM2", "KDPM2Ancestral", "LMS")},
+    **{f"DPMSolver{name}": {} for name in ("SDE", "Multistep", "MultistepInverse")},
+    **{name: {} for name in ("UniPCMultistep", "DEISMultistep", "SASolver")},
+    "PNDM": {"skip_prk_steps": True},
+}
+
+
+@pytest.mark.parametrize("name", TRAILING)
+def test_trailing_that_ends_at_minus_1_is_refused(name):
+    """diffusers has N + 1 timesteps for these N, by rounding; the same message of every class."""
+    config_ = {**config(name, timestep_spacing="trailing"), **TRAILING[name]}
+    for num_steps in (61, 103, 121, 122):
+        with pytest.raises(ValueError, match=rf"^num_steps {num_steps} of 1000 timesteps makes .* end at timestep -1"):
+            from_diffusers_config(config_, num_steps)
+    for num_steps in (60, 62):
+        times = from_diffusers_config(config_, num_steps).table.rows.time
+        assert 0 <= times.min() and times.max() == 999
+
+
+def test_trailing_of_every_class_is_in_the_list():
+    spaced = {name for name, (_, defaults) in CLASSES.items() if "timestep_spacing" in defaults}
+    # Those that were distilled step at their own timesteps.
+    assert spaced - {"LCMScheduler", "TCDScheduler"} == {f"{name}Scheduler" for name in TRAILING}
+
+
+def test_trailing_grids_have_as_many_steps_as_asked():
+    for num_steps in range(1, 1001):
+        assert grids.trailing(S, num_steps).num_steps == num_steps
+    for num_steps in (60, 61, 103):
+        assert dpm_grids.trailing(S, num_steps).num_steps == num_steps
 
 
 def run_zero(prediction, grid):

@@ -482,9 +482,17 @@ def test_final_sigma_min_repeats_the_last_level():
     np.testing.assert_allclose(last[1:3] * table.rows.alpha[-1], 1, rtol=1e-12)  # x / alpha is kept
 
 
-def test_trailing_timesteps_of_diffusers_may_be_one_more():
-    table = from_diffusers_config(config("EulerDiscreteScheduler", timestep_spacing="trailing"), 61).table
-    assert table.num_calls == 62 and table.rows.time[-2:].tolist() == [15, -1]
+def test_log_linear_sigmas_that_are_told_are_one_more():
+    """Recorded: N + 1 sigmas from the largest to the smallest; told as log(sigma) / 4, each is a call."""
+    settings = {"interpolation_type": "log_linear", "timestep_type": "continuous", "prediction_type": "v_prediction"}
+    rows = from_diffusers_config(config("EulerDiscreteScheduler", **settings), 3).table.rows
+    sigmas = rows.sigma / rows.alpha
+    np.testing.assert_allclose(sigmas, [157.41, 6.2811, 0.25064, 0.010001], rtol=1e-4)
+    np.testing.assert_allclose(rows.time, np.log(sigmas) / 4, rtol=1e-12)
+    # At the timesteps of a schedule there are N times for these sigmas, and the last one is where sampling ends.
+    rows = from_diffusers_config(config("EulerDiscreteScheduler", interpolation_type="log_linear"), 3).table.rows
+    np.testing.assert_allclose(rows.sigma / rows.alpha, sigmas[:3], rtol=1e-12)
+    assert rows.time.tolist() == [999, 499.5, 0]
 
 
 EULER, KDPM2 = "EulerDiscreteScheduler", "KDPM2DiscreteScheduler"
@@ -525,6 +533,10 @@ EULER, KDPM2 = "EulerDiscreteScheduler", "KDPM2DiscreteScheduler"
         (
             lambda: from_diffusers_config(config(EULER, use_karras_sigmas=True, sigma_max=900.0), 9),
             r"first time of the grid must differ from the others, got 999 again",
+        ),
+        (
+            lambda: from_diffusers_config(config(EULER, use_karras_sigmas=True, use_beta_sigmas=True), sigmas=[2, 0]),
+            r"only one of .* got use_karras_sigmas and use_beta_sigmas",
         ),
         (lambda: from_diffusers_config(config(EULER, timestep_spacing="even"), 5), r"unknown timestep_spacing 'even'"),
         (lambda: from_diffusers_config(config(KDPM2, prediction_type="sample"), 5), r"known: epsilon, v_prediction"),

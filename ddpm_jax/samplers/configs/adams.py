@@ -20,9 +20,9 @@ SA_ALGORITHMS: dict[str, Predict] = {"data_prediction": "x_0", "noise_prediction
 
 def _unipc(config: Config, num_steps: int | None) -> Preset:
     variant = choose("solver_type", config["solver_type"], VARIANTS)
-    _refuse_unipc(config, variant)
     last = last_of(config)
     grid = grid_of(config, num_steps, last=last, last_of_sigmas="clean" if last == "clean" else "same")
+    _refuse_unipc(config, variant, grid.num_steps)
     if grid.idle_end and config["solver_order"] > 2 and not config["lower_order_final"]:
         raise ValueError(
             "the last step has length 0, where diffusers gives NaN for solver_order 3: use lower_order_final"
@@ -39,7 +39,7 @@ def _unipc(config: Config, num_steps: int | None) -> Preset:
     return Preset(table, denoiser_of(config, threshold=config["predict_x0"]))
 
 
-def _refuse_unipc(config: Config, variant: Variant) -> None:
+def _refuse_unipc(config: Config, variant: Variant, num_steps: int) -> None:
     """Raises:
     ValueError: settings with which diffusers fails or gives NaN, or that belong to flow matching.
     """
@@ -54,7 +54,7 @@ def _refuse_unipc(config: Config, variant: Variant) -> None:
     for name, wrong in (
         ("solver_type 'bh1'", variant == "bh1"),
         ("predict_x0 False", not config["predict_x0"]),
-        ("lower_order_final False", config["solver_order"] > 1 and not config["lower_order_final"]),
+        ("lower_order_final False", min(config["solver_order"], num_steps) > 1 and not config["lower_order_final"]),
     ):
         if wrong:
             raise ValueError(
@@ -75,6 +75,11 @@ def _sa_solver(config: Config, num_steps: int | None) -> Preset:
     if predict == "eps" and config["thresholding"]:
         raise ValueError(
             "thresholding with algorithm_type 'noise_prediction' fails in diffusers: use 'data_prediction'"
+        )
+    if config["variance_type"] in ("learned", "learned_range") and config["prediction_type"] == "epsilon":
+        raise ValueError(
+            f"variance_type {config['variance_type']!r} fails in diffusers' SASolverScheduler, which draws noise for "
+            "the variance's channels as well: use another class"
         )
     table = sa_solver(
         grid_of(config, num_steps),

@@ -10,6 +10,7 @@ from ddpm_jax.names import unknown
 from ddpm_jax.process import ModelFn
 from ddpm_jax.samplers.configs import float32
 from ddpm_jax.samplers.denoise import Denoise
+from ddpm_jax.samplers.grids import checked_steps
 from ddpm_jax.samplers.table import Table
 from ddpm_jax.schedules import Schedule
 
@@ -79,6 +80,28 @@ def checked_schedule(config: Config, known: Collection[str]) -> Schedule:
             f"got {config['num_train_timesteps']}"
         )
     return schedule
+
+
+def trailing_timesteps(kept: int, length: int, num_steps: int | None) -> np.ndarray:
+    """round(T' - k T / N) - 1 for k = 0, 1, .. while T' - k T / N > 0; the same in every class that has "trailing".
+
+    Args:
+      kept: T', the timesteps that lambda_min_clipped leaves; T in most classes.
+      length: T.
+      num_steps: N.
+
+    Raises:
+      ValueError: num_steps outside [1, T]; the last timestep is -1, as where the N-th step of T / N falls short of T
+        by rounding (T = 1000, N = 61). The network knows none, and alphas_cumprod[-1] is that of the noisiest: DDPM
+        and DDIM end in a white square, and the others tell the network -1.
+    """
+    times = np.round(np.arange(kept, 0, -length / checked_steps(num_steps, length))).astype(np.int64) - 1
+    if times[-1] < 0:
+        raise ValueError(
+            f"num_steps {num_steps} of {length} timesteps makes diffusers' timestep_spacing 'trailing' end at timestep "
+            "-1, by rounding: use another num_steps"
+        )
+    return times
 
 
 def prediction_of(config: Config) -> Any:

@@ -183,8 +183,7 @@ def _upward(config: Config, noisiest: int, num_steps: int) -> np.ndarray:
     if spacing == "leading":
         return np.arange(num_steps) * ((noisiest + 1) // (num_steps + 1)) + config["steps_offset"]
     if spacing == "trailing":
-        stride = config["num_train_timesteps"] / num_steps
-        return np.round(np.arange(noisiest + 1, 0, -stride))[::-1].astype(int) - 1
+        return common.trailing_timesteps(noisiest + 1, config["num_train_timesteps"], num_steps)[::-1]
     raise unknown("timestep_spacing", spacing, ("linspace", "leading", "trailing"))
 
 
@@ -203,6 +202,8 @@ def _edm_multistep(config: Config, num_steps: int | None) -> Preset:
     levels = [sigma_grids.scaled(float(sigma), log(sigma) / 4, data) for sigma in values]
     end = low if last_of(config) == "first" else 0.0
     repeats = abs(end / float(values[-1]) - 1) < 1e-6
+    if repeats:  # no noisier than the one before, whatever the powers' rounding
+        end = min(end, sigma_grids.ratio(levels[-1]) * (1 - 4e-16))
     grid = Grid((*levels, Level(0.0, 1.0, end)), idle_end=repeats)
     refuse_repeated_start([level.time for level in levels])
     table = _multistep(config, grid, predict, eta, no_third=("sde-dpmsolver++",), repeats=repeats)

@@ -142,6 +142,7 @@ def rounded(config: Config, levels: Sequence[Level]) -> tuple[Level, ...]:
     0.9999999988 moves x_0 by 2e-3. In float64 a trace would not agree to 2e-4.
     """
     table = float32.sigmas(config)
+    exactly = sigma_spacing(config) != "use_lu_lambdas"  # the exponentials of float32 logarithms miss the table
 
     def one(level: Level) -> Level:
         if level.sigma < 1000 * level.alpha:
@@ -149,7 +150,7 @@ def rounded(config: Config, levels: Sequence[Level]) -> tuple[Level, ...]:
         ratio = sigma_grids.ratio(level)
         entry = table[np.argmin(np.abs(table - ratio))]
         # What is not diffusers' rounding of an entry of its table is none of its entries.
-        alpha, sigma = float32.alpha_sigma(float(entry if abs(entry / ratio - 1) < 1e-4 else ratio))
+        alpha, sigma = float32.alpha_sigma(float(entry if exactly and abs(entry / ratio - 1) < 1e-4 else ratio))
         return Level(level.time, float(alpha), float(sigma))
 
     return tuple(one(level) for level in levels)
@@ -172,10 +173,9 @@ def _spaced(config: Config, schedule: Schedule, num_steps: Any, last: Last) -> G
         offset = config["steps_offset"]
         return dpm_grids.leading(schedule, num_steps, offset=offset, last=last, lambda_min=lambda_min)
     if spacing == "trailing":
-        length = dpm_grids.kept_timesteps(schedule, lambda_min)
-        if num_steps and len(np.arange(length, 0, -schedule.num_timesteps / num_steps)) > num_steps:
-            raise ValueError(f"num_steps {num_steps} makes diffusers' trailing timesteps end in -1, by rounding")
-        return dpm_grids.trailing(schedule, num_steps, last=last, lambda_min=lambda_min)
+        kept = dpm_grids.kept_timesteps(schedule, lambda_min)
+        times = common.trailing_timesteps(kept, schedule.num_timesteps, num_steps)
+        return dpm_grids.at_timesteps(schedule, times, last=last)
     if spacing == "linspace":
         return dpm_grids.linspace(schedule, num_steps, last=last, lambda_min=lambda_min)
     raise unknown("timestep_spacing", spacing, ("linspace", "leading", "trailing"))
@@ -195,8 +195,9 @@ def sigmas_of(
     """
     order = slice(None, None, -1) if upward else slice(None)
     exact, table = sigma_grids.of_schedule(schedule), float32.sigmas(config)
-    positions = dpm_grids.log_positions(_sigmas(config, spacing, num_steps, table[order]), np.log(table))
-    return _sigmas(config, spacing, num_steps, exact[order]), positions
+    rounded = _sigmas(config, spacing, num_steps, table[order])
+    sigmas = rounded if spacing == "use_lu_lambdas" else _sigmas(config, spacing, num_steps, exact[order])
+    return sigmas, float32.positions(rounded, table)
 
 
 def _sigmas(config: Config, spacing: str, num_steps: Any, table: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ import numpy as np
 
 from ddpm_jax import schedules
 from ddpm_jax.names import choose
+from ddpm_jax.samplers.configs.square_root import square_root
 
 F32 = np.float32
 
@@ -50,7 +51,7 @@ def alphas_cumprod(config: Mapping[str, Any]) -> np.ndarray:
         betas = make(num, config["beta_start"], config["beta_end"])
     if not config.get("rescale_betas_zero_snr", False):
         return _cumprod(1 - betas)
-    root = np.sqrt(_cumprod(1 - betas))
+    root = square_root(_cumprod(1 - betas))
     root = (root - root[-1]) * (root[0] / (root[0] - root[-1]))
     keep = root**2
     # The subtractions are diffusers': it goes back to betas and from them to alphas again.
@@ -65,13 +66,27 @@ def _cumprod(alphas: np.ndarray) -> np.ndarray:
 def sigmas(config: Mapping[str, Any]) -> np.ndarray:
     """sqrt((1 - alphas_cumprod) / alphas_cumprod), float32 [T]."""
     keep = alphas_cumprod(config)
-    return np.sqrt((1 - keep) / keep)
+    return square_root((1 - keep) / keep)
+
+
+def positions(sigmas: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Where float64 sigmas lie among those of a float32 table, linearly in log sigma: cut to integers, they are times.
+
+    A sigma that is an entry may come out just below it, since its logarithm is float64 and the table's is float32; so
+    here every operation has the precision that it has in diffusers.
+    """
+    logs, values = np.log(table), np.log(np.asarray(sigmas, np.float64))
+    # The last entry that is not above: rescaled to zero terminal SNR, the one before the last may be the largest.
+    below = logs <= values[:, None]
+    low = np.where(below.any(1), len(logs) - 1 - np.argmax(below[:, ::-1], axis=1), 0).clip(max=len(logs) - 2)
+    part = np.clip((logs[low] - values) / (logs[low] - logs[low + 1]), 0, 1)
+    return (1 - part) * low + part * (low + 1)
 
 
 def alpha_sigma(sigma: float) -> tuple[np.float32, np.float32]:
     """The alpha and sigma of a variance-preserving x, from the sigma of x / alpha."""
     value = F32(sigma)
-    alpha = F32(1) / np.sqrt(value * value + F32(1))
+    alpha = F32(1) / F32(square_root(value * value + F32(1)))
     return alpha, value * alpha
 
 

@@ -1,4 +1,7 @@
-"""diffusers' DDPM, DDIM, DDIM-inverse, PNDM, LCM, TCD and RePaint schedulers as tables and denoisers."""
+"""diffusers' DDPM, DDIM, DDIM-inverse, PNDM, LCM, TCD and RePaint schedulers as tables and denoisers.
+
+The parallel classes of DDPM and DDIM take the steps of theirs.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -10,7 +13,14 @@ from ddpm_jax.names import choose
 from ddpm_jax.process import ModelFn
 from ddpm_jax.samplers import grids
 from ddpm_jax.samplers.ancestral import ddpm
-from ddpm_jax.samplers.configs.common import DEFAULTS, Config, Preset, prediction_of, schedule_of
+from ddpm_jax.samplers.configs.common import (
+    DEFAULTS,
+    Config,
+    Preset,
+    checked_schedule,
+    prediction_of,
+    trailing_timesteps,
+)
 from ddpm_jax.samplers.consistency import inner_levels, lcm, tcd
 from ddpm_jax.samplers.denoise import Denoise, EpsAfterClip, clipped, denoiser, thresholded
 from ddpm_jax.samplers.grids import Grid, Pairs, level
@@ -20,11 +30,22 @@ from ddpm_jax.samplers.repaint import resampled, visits
 from ddpm_jax.samplers.table import Row, Table, sampler
 from ddpm_jax.schedules import Schedule
 
-SPACINGS: dict[str, Callable[[Schedule, int, int], Grid]] = {
-    "leading": lambda schedule, n, offset: grids.leading(schedule, n, offset=offset),
-    "trailing": lambda schedule, n, offset: grids.trailing(schedule, n),
-    "linspace": lambda schedule, n, offset: grids.linspace(schedule, n),
+SPACINGS: dict[str, Callable[[Schedule, int, int], list[int]]] = {
+    "leading": lambda schedule, n, offset: _times(grids.leading(schedule, n, offset=offset)),
+    "trailing": lambda schedule, n, offset: _trailing(schedule.num_timesteps, n),
+    "linspace": lambda schedule, n, offset: _times(grids.linspace(schedule, n)),
 }
+
+
+def _trailing(length: int, num_steps: int) -> list[int]:
+    return trailing_timesteps(length, length, num_steps).tolist()
+
+
+def _schedule(config: Config, *more: str) -> Schedule:
+    """The configuration's, of the beta schedules that all of these classes have, and more."""
+    return checked_schedule(config, ("linear", "scaled_linear", "squaredcos_cap_v2", *more))
+
+
 LAST: dict[bool, grids.LastLevel] = {True: "clean", False: "first"}
 
 
@@ -33,7 +54,7 @@ def _spaced(config: Config, schedule: Schedule, num_steps: int | None) -> list[i
     if num_steps is None:
         raise ValueError("num_steps must be given where no list of timesteps is")
     spaced = choose("timestep_spacing", config["timestep_spacing"], SPACINGS)
-    return _times(spaced(schedule, num_steps, config["steps_offset"]))
+    return spaced(schedule, num_steps, config["steps_offset"])
 
 
 def _times(grid: Grid) -> list[int]:
@@ -76,7 +97,7 @@ def _preset(
 
 
 def _ddpm(config: Config, num_steps: int | None, *, timesteps: Sequence[int] | None = None) -> Preset:
-    schedule = schedule_of(config)
+    schedule = _schedule(config, "sigmoid", "laplace")
     steps = timesteps if _listed(num_steps, timesteps) else _spaced(config, schedule, num_steps)
     assert steps is not None
     name = config["variance_type"]
@@ -113,7 +134,7 @@ def log_variance(model_fn: ModelFn) -> ModelFn:
 
 def _ddim(config: Config, num_steps: int | None, *, eta: float = 0.0, use_clipped_model_output: bool = False) -> Preset:
     # With eta = 1 and alpha_s = 0 the weight of eps, here exactly 0, is rounding in diffusers: 2e-4, or NaN.
-    table = ddim(_strided(config, schedule_of(config), num_steps), eta=eta)
+    table = ddim(_strided(config, _schedule(config), num_steps), eta=eta)
     return _preset(config, table, "rederived" if use_clipped_model_output else "raw")
 
 
@@ -127,9 +148,10 @@ def _strided(config: Config, schedule: Schedule, num_steps: int | None) -> Pairs
 def _ddim_inverse(config: Config, num_steps: int | None) -> Preset:
     if config["timestep_spacing"] == "linspace":
         raise ValueError("timestep_spacing must be leading or trailing in DDIMInverseScheduler, got 'linspace'")
+    config = {**config, **THRESHOLDING}
     if config["set_alpha_to_zero"] is not None:  # its old name
         config = {**config, "set_alpha_to_one": config["set_alpha_to_zero"]}
-    schedule = schedule_of(config)
+    schedule = _schedule(config)
     return _preset(config, ddim_inverse(_strided(config, schedule, num_steps)), "raw")
 
 
@@ -137,7 +159,7 @@ def _pndm(config: Config, num_steps: int | None) -> Preset:
     if config["prediction_type"] == "sample":
         raise ValueError("prediction_type must be epsilon or v_prediction in PNDMScheduler, got 'sample'")
     config = {**config, **UNCLIPPED, "rescale_betas_zero_snr": False}
-    schedule = schedule_of(config)
+    schedule = _schedule(config)
     pairs = _strided(config, schedule, num_steps)
     steps, stride = [int(s.time) for s, _ in pairs.pairs], schedule.num_timesteps // pairs.num_steps
     average = "v" if config["prediction_type"] == "v_prediction" else "eps"
@@ -158,14 +180,16 @@ def _distilled(
     timesteps: Sequence[int] | None,
     known: np.ndarray,
     strength: float,
+    most: int,
 ) -> list[int]:
-    """Evenly chosen ones of the timesteps that the network was distilled at, or those listed."""
+    """Evenly chosen ones of the timesteps that the network was distilled at, at most so many, or those listed."""
     if _listed(num_steps, timesteps):
         assert timesteps is not None
         return list(timesteps)[len(timesteps) - min(int(len(timesteps) * strength), len(timesteps)) :]
     assert num_steps is not None
-    if not 1 <= num_steps <= len(known):
-        raise ValueError(f"num_steps must lie in [1, {len(known)}], the steps distilled, got {num_steps}")
+    most = min(most, len(known))
+    if not 1 <= num_steps <= most:
+        raise ValueError(f"num_steps must lie in [1, {most}], the steps distilled, got {num_steps}")
     return [int(t) for t in known[::-1][np.floor(np.linspace(0, len(known), num_steps, endpoint=False)).astype(int)]]
 
 
@@ -187,8 +211,8 @@ def _lcm(
     if timesteps is not None and strength < 1:
         raise ValueError("strength with a list of timesteps: LCMScheduler then ends in noise; shorten the list instead")
     original = config["original_inference_steps"] if original_inference_steps is None else original_inference_steps
-    steps = _distilled(config, num_steps, timesteps, _distilled_at(config, original, strength), strength)
-    table = lcm(grids.from_timesteps(schedule_of(config), steps), timestep_scaling=config["timestep_scaling"])
+    steps = _distilled(config, num_steps, timesteps, _distilled_at(config, original, strength), strength, original)
+    table = lcm(grids.from_timesteps(_schedule(config), steps), timestep_scaling=config["timestep_scaling"])
     return _preset(config, table)
 
 
@@ -201,12 +225,12 @@ def _tcd(
     strength: float = 1.0,
     eta: float = 0.3,
 ) -> Preset:
-    if original_inference_steps is None:
-        known = _distilled_at(config, config["original_inference_steps"], strength)
-    else:  # diffusers then takes every timestep
+    original = config["original_inference_steps"] if original_inference_steps is None else original_inference_steps
+    known = _distilled_at(config, original, strength)
+    if original_inference_steps is not None:  # diffusers then takes every timestep
         known = np.arange(int(config["num_train_timesteps"] * strength))
-    schedule = schedule_of(config)
-    steps = _distilled(config, num_steps, timesteps, known, strength)
+    schedule = _schedule(config)
+    steps = _distilled(config, num_steps, timesteps, known, strength, original)
     grids.from_timesteps(schedule, steps)  # checks them
     pairs = Pairs(tuple((level(schedule, s), level(schedule, t)) for s, t in zip(steps, [*steps[1:], 0], strict=True)))
     # The class has settings for clipping and thresholding, and does not read them.
@@ -224,7 +248,7 @@ def _repaint(
     if num_steps is None:
         raise ValueError("num_steps must be given")
     config = {**config, **UNCLIPPED, "clip_sample": config["clip_sample"], "prediction_type": "epsilon"}
-    schedule = schedule_of({**config, "rescale_betas_zero_snr": False})
+    schedule = _schedule({**config, "rescale_betas_zero_snr": False}, "sigmoid")
     num_steps = min(num_steps, schedule.num_timesteps)
     path = visits(num_steps, jump_length, jump_n_sample)
     table = _repaint_rows(schedule, schedule.num_timesteps // num_steps, path, config["eta"] if eta is None else eta)
@@ -240,13 +264,8 @@ def _repaint_rows(schedule: Schedule, stride: int, path: list[tuple[int, int]], 
         yield resampled(s, t, float(np.exp(np.log1p(-betas).sum() / 2)), eta)
 
 
-UNCLIPPED = {
-    "thresholding": False,
-    "dynamic_thresholding_ratio": 0.995,
-    "sample_max_value": 1.0,
-    "clip_sample": False,
-    "clip_sample_range": 1.0,
-}
+THRESHOLDING = {"thresholding": False, "dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0}
+UNCLIPPED = {**THRESHOLDING, "clip_sample": False, "clip_sample_range": 1.0}
 SPACED = {**DEFAULTS, **UNCLIPPED, "clip_sample": True, "timestep_spacing": "leading", "steps_offset": 0}
 DISTILLED = {
     **SPACED,
@@ -262,10 +281,16 @@ BETAS_ONLY = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", 
 PNDM = {name: SPACED[name] for name in (*BETAS_ONLY, "prediction_type", "timestep_spacing", "steps_offset")}
 REPAINT = {name: SPACED[name] for name in BETAS_ONLY}
 
+INVERSE = {name: value for name, value in SPACED.items() if name not in THRESHOLDING}
+DDPM = (_ddpm, {**SPACED, "variance_type": "fixed_small"})
+DDIM = (_ddim, {**SPACED, "set_alpha_to_one": True})
+
 CLASSES: dict[str, tuple[Callable[..., Preset], Mapping[str, Any]]] = {
-    "DDPMScheduler": (_ddpm, {**SPACED, "variance_type": "fixed_small"}),
-    "DDIMScheduler": (_ddim, {**SPACED, "set_alpha_to_one": True}),
-    "DDIMInverseScheduler": (_ddim_inverse, {**SPACED, "set_alpha_to_one": True, "set_alpha_to_zero": None}),
+    "DDPMScheduler": DDPM,
+    "DDPMParallelScheduler": DDPM,
+    "DDIMScheduler": DDIM,
+    "DDIMParallelScheduler": DDIM,
+    "DDIMInverseScheduler": (_ddim_inverse, {**INVERSE, "set_alpha_to_one": True, "set_alpha_to_zero": None}),
     "PNDMScheduler": (_pndm, {**PNDM, "skip_prk_steps": False, "set_alpha_to_one": False}),
     "LCMScheduler": (_lcm, DISTILLED),
     "TCDScheduler": (_tcd, DISTILLED),

@@ -22,6 +22,7 @@ from ddpm_jax.samplers.configs.common import (
     Config,
     Preset,
     checked_schedule,
+    trailing_timesteps,
 )
 from ddpm_jax.samplers.dpm_sde import dpm_solver_sde
 from ddpm_jax.samplers.euler import euler_ancestral
@@ -68,8 +69,7 @@ def _spaced(config: Config, num_steps: int) -> np.ndarray:
     spacings: dict[str, Callable[[], np.ndarray]] = {
         "linspace": lambda: np.linspace(0, length - 1, num_steps, dtype=np.float32)[::-1],
         "leading": lambda: np.arange(num_steps)[::-1] * (length // num_steps) + config["steps_offset"],
-        # For some N, such as 61, rounding gives arange one element more, and a last call at time -1.
-        "trailing": lambda: np.arange(length, 0, -length / num_steps).round() - 1,
+        "trailing": lambda: trailing_timesteps(length, length, num_steps),
     }
     return choose("timestep_spacing", config["timestep_spacing"], spacings)().astype(np.float64)
 
@@ -101,7 +101,7 @@ def _path(config: Config, table: np.ndarray, num_steps: int | None, timesteps: S
     if convert:
         low, high = config.get("sigma_min"), config.get("sigma_max")
         sigmas = convert(count, sigmas[-1] if low is None else low, sigmas[0] if high is None else high)
-        times = np.interp(np.log(sigmas), np.log(table), np.arange(len(table)))
+        times = float32.positions(sigmas, table.astype(np.float32))
     return Path(times, np.append(sigmas, 0.0))
 
 
@@ -154,6 +154,7 @@ def euler_discrete(
     known = {**PREDICTIONS, "original_sample": "x_0"}
     prediction: Any = choose("prediction_type", config["prediction_type"], known)
     table = _table(config)
+    _conversion(config)  # refuses two, whether or not sigmas are given
     if sigmas is None:
         path = _path(config, table, num_steps, timesteps)
         path.sigmas[-1] = choose("final_sigmas_type", config["final_sigmas_type"], {"zero": 0, "sigma_min": table[0]})
@@ -162,12 +163,12 @@ def euler_discrete(
             raise ValueError("timesteps and sigmas cannot both be given")
         _steps(config, num_steps, sigmas)
         given = np.asarray(sigmas, np.float32).astype(np.float64)
-        path = Path(np.interp(np.log(given[:-1]), np.log(table), np.arange(len(table))), given)
+        path = Path(float32.positions(given[:-1], table.astype(np.float32)), given)
     types = {"discrete": False, "continuous": prediction == "v"}  # diffusers: v alone is told log(sigma) / 4
     if choose("timestep_type", config["timestep_type"], types):
         if timesteps is not None:
             raise ValueError("timesteps cannot be given with timestep_type 'continuous'")
-        path = path._replace(times=np.log(path.sigmas[: len(path.times)]) / 4)
+        path = path._replace(times=np.log(path.sigmas[:-1]) / 4)  # of all: log_linear has one more
     grid = path.grid()
     churn = s_churn * grid.num_steps / (len(path.sigmas) - 1)
     limits = {"s_tmin": float(s_tmin), "s_tmax": float(s_tmax), "s_noise": s_noise}
