@@ -247,6 +247,16 @@ def test_files_hold_what_was_said(libraries, tmp_path, capsys):
     assert stop.value.code == 2 and "a.json exists already" in capsys.readouterr().err
 
 
+def test_random_configurations_follow_the_fixed_ones(libraries, monkeypatch, capsys):
+    monkeypatch.setitem(command.GROUPS, "schedulers", lambda libraries, golden: iter(()))
+    cli.main(["parity", "--only", "schedulers", "--random", "2"])
+    said = capsys.readouterr().out
+    assert "random 0.0 | DDPMScheduler(" in said and "random 0.1 | DDPMParallelScheduler(" in said
+    assert "2 items: 2 same" in said
+    told = command.command_of(command.ParityArguments(only=("schedulers",), random=300))
+    assert told.endswith("ddpm-jax parity --only schedulers --random 300")
+
+
 def test_an_unexplained_difference_is_status_1(libraries, monkeypatch, capsys):
     monkeypatch.setitem(tables.BETAS, "linear", lambda length: tables.schedules.linear(length, beta_end=0.03))
     with pytest.raises(SystemExit) as stop:
@@ -260,6 +270,9 @@ def test_an_unexplained_difference_is_status_1(libraries, monkeypatch, capsys):
         (["--only", "sampler"], "unknown group of parity 'sampler'; did you mean 'samplers'?"),
         (["--golden", "nowhere"], "no folder nowhere"),
         (["--against", ".", "--only", "samplers"], "--against compares one folder"),
+        (["--against", ".", "--random", "3"], "--only, --golden and --random belong to the whole report"),
+        (["--random", "-1"], "--random must be at least 0, and 0 where schedulers are left out, got -1"),
+        (["--only", "losses", "--random", "3"], "0 where schedulers are left out, got 3"),
     ],
 )
 def test_errors_on_one_line(options, message, capsys):

@@ -24,6 +24,7 @@ from ddpm_jax.parity import (
     posteriors,
     samplers,
     schedulers,
+    sweep,
     tables,
     theirs,
     training,
@@ -39,9 +40,8 @@ GROUPS: dict[str, Callable[[Libraries, Path | None], Iterator[Result]]] = {
     "processes": lambda libraries, golden: chain(
         tables.compare_processes(libraries, golden), posteriors.compare(golden)
     ),
-    "samplers": lambda libraries, golden: chain(
-        samplers.compare(libraries), schedulers.compare(libraries), loops.compare(golden)
-    ),
+    "samplers": lambda libraries, golden: chain(samplers.compare(libraries), loops.compare(golden)),
+    "schedulers": lambda libraries, golden: schedulers.compare(libraries),
     "guidance": guidance.compare,
     "networks": networks.compare,
     "losses": losses.compare,
@@ -58,7 +58,10 @@ class ParityArguments:
     golden: Path | None = None
     """A folder of recordings, for what the installed packages have no class for."""
     only: tuple[str, ...] = ()
-    """Some of schedules, processes, samplers, guidance, networks, losses, training, recordings; all by default."""
+    """Some of schedules, processes, samplers, schedulers, guidance, networks, losses, training, recordings; all
+    by default."""
+    random: Annotated[int, tyro.conf.arg(metavar="N")] = 0
+    """Random configurations of the scheduler classes, beside the fixed ones of `schedulers`."""
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Where to write all of it as JSON."""
     html: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
@@ -71,13 +74,15 @@ def run(arguments: ParityArguments, say: Callable[[str], None]) -> None:
     """Compare, show a table, write the files; exit status 1 where a difference is left without an explanation.
 
     Raises:
-      ValueError: unknown group; a file that exists.
+      ValueError: unknown group; a file that exists; random configurations without the group that they belong to.
       FileNotFoundError: no such folder.
       ImportError: PyTorch or diffusers is not installed.
     """
     groups = {name: choose("group of parity", name, GROUPS) for name in arguments.only or GROUPS}
-    if arguments.against is not None and (arguments.only or arguments.golden):
-        raise ValueError("--against compares one folder: --only and --golden belong to the whole report")
+    if arguments.against is not None and (arguments.only or arguments.golden or arguments.random):
+        raise ValueError("--against compares one folder: --only, --golden and --random belong to the whole report")
+    if arguments.random < 0 or (arguments.random and "schedulers" not in groups):
+        raise ValueError(f"--random must be at least 0, and 0 where schedulers are left out, got {arguments.random}")
     for path in (arguments.json, arguments.html, arguments.markdown):
         if path is not None and path.exists():
             raise ValueError(f"{path} exists already: remove it, or name another file")
@@ -88,6 +93,8 @@ def run(arguments: ParityArguments, say: Callable[[str], None]) -> None:
     facts: dict[str, Any] = {"command": command_of(arguments)} | machine()
     say(", ".join(f"{name} {value}" for name, value in facts["versions"].items()))
     found = {name: compare(libraries, arguments.golden) for name, compare in groups.items()}
+    if arguments.random:
+        found["schedulers"] = chain(found["schedulers"], sweep.compare(libraries, arguments.random))
     if arguments.against is not None:
         found = {str(arguments.against): against.compare(libraries, arguments.against)}
     results: list[Result] = []
@@ -108,6 +115,7 @@ def command_of(arguments: ParityArguments) -> str:
     flags = os.environ.get("XLA_FLAGS", "").strip()
     parts = [f"XLA_FLAGS='{flags}'"] if flags else []
     parts += ["ddpm-jax parity", *(["--only", *arguments.only] if arguments.only else [])]
+    parts += [f"--random {arguments.random}"] if arguments.random else []
     parts += ["--golden GOLDEN"] if arguments.golden is not None else []
     parts += ["--against FOLDER"] if arguments.against is not None else []
     return " ".join(parts)

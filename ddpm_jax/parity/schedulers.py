@@ -11,12 +11,13 @@ from ddpm_jax.parity import mixture
 from ddpm_jax.parity.mixture import Answer
 from ddpm_jax.parity.ours import calls
 from ddpm_jax.parity.results import Result, along, compared, not_compared
-from ddpm_jax.parity.samplers import GROUP, OUTPUTS, TOLERANCE, by_rounding, noise_of
+from ddpm_jax.parity.samplers import OUTPUTS, TOLERANCE, by_rounding, noise_of
 from ddpm_jax.parity.theirs import Calls, Libraries, nchw
 from ddpm_jax.parity.theirs import calls as their_calls
 from ddpm_jax.samplers import from_diffusers_config
 from ddpm_jax.samplers.configs import CLASSES
 
+GROUP = "schedulers"
 NUM_STEPS = 10
 V, X_0 = {"prediction_type": "v_prediction"}, {"prediction_type": "sample"}
 TRAILING, KARRAS = {"timestep_spacing": "trailing"}, {"use_karras_sigmas": True}
@@ -33,6 +34,8 @@ CONFIGURATIONS: dict[str, tuple[Mapping[str, Any], ...]] = {
         V | TRAILING | ZERO_SNR,
         X_0 | {"timestep_spacing": "linspace"},
     ),
+    "DDPMParallelScheduler": ({},),
+    "DDIMParallelScheduler": ({},),
     "DDIMInverseScheduler": ({"clip_sample": False}, V | TRAILING),
     "PNDMScheduler": ({}, STABLE_DIFFUSION | {"skip_prk_steps": True}, V),
     "LCMScheduler": ({}, V),

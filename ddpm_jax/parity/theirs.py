@@ -73,9 +73,9 @@ def noise_replaced(torch: Any, given: np.ndarray) -> Iterator[None]:
         torch.randn = original
 
 
-def nchw(torch: Any, images: np.ndarray) -> Any:
-    """[B, H, W, C] as a float32 tensor [B, C, H, W]."""
-    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2), np.float32))
+def nchw(torch: Any, images: np.ndarray, dtype: Any = np.float32) -> Any:
+    """[B, H, W, C] as a tensor [B, C, H, W]."""
+    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2), dtype))
 
 
 def nhwc(tensor: Any) -> np.ndarray:
@@ -90,6 +90,7 @@ def calls(
     x_T: np.ndarray,
     noise: np.ndarray,
     step_options: Mapping[str, Any] | None = None,
+    dtype: Any = np.float32,
 ) -> Calls:
     """A diffusers scheduler, whose timesteps are set, run as a pipeline runs it, from init_noise_sigma x_T.
 
@@ -98,14 +99,15 @@ def calls(
       x_T: [B, H, W, C] standard normal.
       noise: [N, B, H, W, C] standard normal, one for each step that draws.
       step_options: of scheduler.step.
+      dtype: of x, and so of what the scheduler computes from it.
     """
-    x = nchw(torch, x_T) * scheduler.init_noise_sigma
+    x = nchw(torch, x_T, dtype) * scheduler.init_noise_sigma
     xs, times = [], []
     for k, t in enumerate(scheduler.timesteps):
         told = scheduler.scale_model_input(x, t)
         xs.append(nhwc(told))
         times.append(float(t))
-        output = nchw(torch, answer(xs[-1], times[-1]))
+        output = nchw(torch, answer(xs[-1], times[-1]), dtype)
         with noise_replaced(torch, noise[k]):
             x = scheduler.step(output, t, x, **(step_options or {})).prev_sample
     return Calls([*xs, nhwc(x)], times)
