@@ -55,6 +55,17 @@ SCALINGS: dict[str, tuple[Callable[[float], float], Callable[[float], float]]] =
 }
 
 
+def clock_of(schedule: str, betas: Betas | None) -> Clock:
+    """t of sigma, sigma of t and its speed by name.
+
+    Raises:
+      ValueError: unknown schedule; betas for another than "vp".
+    """
+    if betas is not None and schedule != "vp":
+        raise ValueError(f"betas are those of schedule 'vp', got {betas} with {schedule!r}")
+    return choose("schedule", schedule, {"linear": LINEAR, "ve": EXPLODING, "vp": preserving(betas or BETAS)})
+
+
 @sampler
 def edm_ode(
     grid: Grid,
@@ -90,10 +101,7 @@ def edm_ode(
       ValueError: unknown schedule or scaling; inner outside (0, 1]; betas for another schedule; hat of another length
         than the steps.
     """
-    if betas is not None and schedule != "vp":
-        raise ValueError(f"betas are those of schedule 'vp', got {betas} with {schedule!r}")
-    clocks = {"linear": LINEAR, "ve": EXPLODING, "vp": preserving(betas or BETAS)}
-    time_of, sigma_of, speed_of = choose("schedule", schedule, clocks)
+    time_of, sigma_of, speed_of = clock_of(schedule, betas)
     scale_of, slope_of = choose("scaling", scaling, SCALINGS)
     if inner is not None and not 0 < inner <= 1:
         raise ValueError(f"inner must be None or lie in (0, 1], got {inner}")
@@ -117,6 +125,5 @@ def edm_ode(
             continue
         between = sigma_of(start + inner * h)
         weight = 1 / (2 * inner)
-        ahead = X + h * (1 - weight) * velocity(sigma)
-        yield row(level(sigma), X=X + inner * h * velocity(sigma), SAVED=ahead)
+        yield row(level(sigma), X=X + inner * h * velocity(sigma), SAVED=X + h * (1 - weight) * velocity(sigma))
         yield row(level(between), X=after(SAVED + h * weight * velocity(between)))

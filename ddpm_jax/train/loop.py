@@ -142,7 +142,7 @@ def prepare(
       config: of the run.
       devices: those of the train step; those of all processes by default.
       source: the images, instead of those that the configuration names.
-      say: is told what of the data was not taken as it is.
+      say: is told what of the data was not taken as it is, and if pictures have another variance than is trained for.
 
     Raises:
       ValueError: a configuration that does not fit its data or its devices.
@@ -155,6 +155,8 @@ def prepare(
     objective = build.make_objective(config.objective, schedule)
     timestep_sampler = build.make_timestep_sampler(config.objective, schedule)
     table = make_table(config.sample.sampler, schedule, config.sample.num_steps, variance=config.objective.variance)
+    if (other := other_variance(config.sample.sampler, config.objective.variance)) is not None:
+        say(other)
     make_denoise = build.make_denoiser(config.objective, schedule, config.sample.clip)
     build.check_table(config.objective, make_denoise, table)
     if source is None:
@@ -240,8 +242,6 @@ def fit(config: Config, workdir: Path, report: Report) -> int:
     # What processes do together, one of them cannot do again by itself.
     together = again if jax.process_count() == 1 else lambda function: function
     run = together(prepare)(config, say=report.say if processes.is_first() else lambda message: None)
-    if (other := other_variance(config.sample.sampler, config.objective.variance)) is not None:
-        report.say(other)
     enter(run, workdir, report)
     with (
         checkpoint.checkpoints(workdir, keep=config.train.keep_checkpoints) as saved,
