@@ -59,6 +59,7 @@ class Seen:
     networks: list[Network] = field(default_factory=list)
     lists: list[tuple[tuple[str, ...], list[np.ndarray]]] = field(default_factory=list)
     others: list[tuple[str, ...]] = field(default_factory=list)
+    signatures: Sequence[str] = SIGNATURES
     containers: set[int] = field(default_factory=set)
 
     @property
@@ -66,7 +67,9 @@ class Seen:
         return len(self.networks) + len(self.lists) + len(self.others)
 
 
-def network_weights(found: Any, use_average: bool = True) -> tuple[dict[str, np.ndarray], str]:
+def network_weights(
+    found: Any, use_average: bool = True, signatures: Sequence[str] = SIGNATURES
+) -> tuple[dict[str, np.ndarray], str]:
     """(arrays by name of the network in what a file holds, what is to be said of the choice, or "").
 
     Arrays that are of no network known here come as they are.
@@ -74,11 +77,12 @@ def network_weights(found: Any, use_average: bool = True) -> tuple[dict[str, np.
     Args:
       found: mappings and lists in each other, with arrays.
       use_average: take the average of the weights where there is one.
+      signatures: one array of each network that may be meant.
 
     Raises:
       ValueError: no arrays by name; an average of which the names are not known; several networks.
     """
-    seen = Seen()
+    seen = Seen(signatures=signatures)
     _look_into(found, (), seen)
     if not seen.networks:
         return _as_they_are(found, seen), ""
@@ -160,7 +164,7 @@ def _look_into(value: Any, path: tuple[str, ...], seen: Seen) -> None:
 def _networks(arrays: Weights, path: tuple[str, ...], seen: Seen) -> list[Network]:
     """Those among arrays by name, each behind its first parts of names."""
     arrays = unwrapped(arrays)
-    prefixes = sorted(set(_prefixes(arrays)), key=len, reverse=True)
+    prefixes = sorted(set(_prefixes(arrays, seen.signatures)), key=len, reverse=True)
     if len(prefixes) > MOST:
         raise ValueError(f"{len(prefixes)} networks in one mapping, and {MOST} at most are looked at")
     rest, found = dict(arrays), []
@@ -179,10 +183,10 @@ def _networks(arrays: Weights, path: tuple[str, ...], seen: Seen) -> list[Networ
     return [replace(network, left_out=left_out) for network in found]
 
 
-def _prefixes(arrays: Weights) -> Iterator[str]:
+def _prefixes(arrays: Weights, signatures: Sequence[str]) -> Iterator[str]:
     """What stands before the names of a network; of latent-diffusion's, before "model.diffusion_model."."""
     for name in arrays:
-        for signature in SIGNATURES:
+        for signature in signatures:
             if f".{name}".endswith(f".{signature}"):
                 prefix = name.removesuffix(signature)
                 if f".{prefix}".endswith(".diffusion_model."):

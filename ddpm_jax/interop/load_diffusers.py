@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from flax import linen as nn
@@ -15,11 +15,11 @@ from ..process import LEARNED
 from ..samplers.configs import CLASSES, read
 from ..samplers.configs.common import DEFAULTS, prediction_of, schedule_of
 from ..samplers.configs.reading import check_kinds, read_json, refuse_pointer
-from . import autoencoder, conditional, diffusers, dit, files, flax_weights
+from . import autoencoder, conditional, contents, diffusers, dit, files, flax_weights
 from .loaded import FirstStage, Loaded
-from .wrapped import unprefixed
 
 Reader = Callable[[Mapping[str, np.ndarray], Mapping[str, Any]], dict[str, Any]]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Network:
       defaults: what it takes for settings that are absent.
       others: names of further settings that from_config reads or refuses.
       idle: what changes nothing: values by name, None for any value.
+      signature: an array of it by which it is found among others.
     """
 
     from_config: Callable[[Mapping[str, Any]], nn.Module]
@@ -39,6 +40,7 @@ class Network:
     defaults: Mapping[str, Any]
     others: Collection[str]
     idle: Mapping[str, Any] = field(default_factory=dict)
+    signature: str = "conv_in.weight"
 
 
 FIRST_STAGE_DEFAULTS = {
@@ -52,6 +54,7 @@ DIT = Network(
     dit.DEFAULTS,
     dit.REQUIRED,
     idle={"dropout": None, "norm_num_groups": None, "attention_type": "default"},
+    signature="pos_embed.proj.weight",
 )
 NETWORKS = {
     "UNet2DModel": Network(
@@ -75,13 +78,12 @@ NETWORKS = {
 SHIFTS = ("shift_factor", "latents_mean", "latents_std")
 OF_FIRST_STAGES = (*autoencoder.REQUIRED, "vq_embed_dim", *SHIFTS)
 IMAGES_ONLY = {"sample_size": None, "force_upcast": None}  # the size in training, and the precision, here float32
-KL = Network(autoencoder.kl_from_config, autoencoder.kl_to_params, FIRST_STAGE_DEFAULTS, OF_FIRST_STAGES, IMAGES_ONLY)
+OF_ALL = (FIRST_STAGE_DEFAULTS, OF_FIRST_STAGES, IMAGES_ONLY, "encoder.conv_in.weight")
+KL = Network(autoencoder.kl_from_config, autoencoder.kl_to_params, *OF_ALL)
 FIRST_STAGES = {
     "AutoencoderKL": KL,
     "FlaxAutoencoderKL": KL,
-    "VQModel": Network(
-        autoencoder.vq_from_config, autoencoder.vq_to_params, FIRST_STAGE_DEFAULTS, OF_FIRST_STAGES, IMAGES_ONLY
-    ),
+    "VQModel": Network(autoencoder.vq_from_config, autoencoder.vq_to_params, *OF_ALL),
 }
 # What diffusers' training scripts write beside a network's settings in unet_ema/config.json: those of its average.
 AVERAGE = frozenset("decay inv_gamma min_decay optimization_step power update_after_step use_ema_warmup".split())
@@ -126,11 +128,13 @@ def load_folder(folder: Path, config: Mapping[str, Any]) -> Loaded:
     said, scheduler = _scheduler(folder, config, index)
     process = {**DEFAULTS, "rescale_betas_zero_snr": False, **CLASSES[scheduler["_class_name"]][1], **scheduler}
     size, channels, variance = _shape_and_variance({**table.defaults, **settings}, table is DIT, said)
+    weights, taken = _weights(network, table.signature)
+    stage, stage_taken = (None, "") if first_stage is None else _first_stage(first_stage)
     return Loaded(
-        origin=f"a diffusers folder ({kind})",
+        origin="; ".join(filter(None, (f"a diffusers folder ({kind})", taken, stage_taken))),
         config=settings,
         model=table.from_config(settings),
-        params=table.to_params(_weights(network), settings),
+        params=table.to_params(weights, settings),
         schedule=schedule_of(process),
         prediction=prediction_of(process),
         variance=variance,
@@ -138,12 +142,12 @@ def load_folder(folder: Path, config: Mapping[str, Any]) -> Loaded:
         clip=_clip(process),
         thresholding=_thresholding(process),
         scheduler_config=scheduler,
-        first_stage=None if first_stage is None else load_first_stage(first_stage),
+        first_stage=stage,
     )
 
 
-def load_first_stage(folder: Path) -> FirstStage:
-    """The autoencoder in a folder of diffusers: AutoencoderKL or VQModel.
+def _first_stage(folder: Path) -> tuple[FirstStage, str]:
+    """(AutoencoderKL or VQModel in a folder of diffusers, what is to be said of its weights).
 
     Raises:
       FileNotFoundError: no config.json or no weights.
@@ -153,8 +157,9 @@ def load_first_stage(folder: Path) -> FirstStage:
     shifts = [key for key in SHIFTS if settings.get(key)]
     if shifts:
         raise ValueError(f"{folder.name}/config.json: latents here are scaled only, got {', '.join(shifts)}")
-    params = table.to_params(_weights(folder), settings)
-    return FirstStage(table.from_config(settings), params, {**table.defaults, **settings}["scaling_factor"])
+    weights, said = _weights(folder, table.signature)
+    params, scale = table.to_params(weights, settings), {**table.defaults, **settings}["scaling_factor"]
+    return FirstStage(table.from_config(settings), params, scale), said and f"{folder.name}: {said}"
 
 
 def _index(folder: Path) -> dict[str, Any]:
@@ -225,10 +230,11 @@ def _changes_nothing(key: str, value: Any, table: Network) -> bool:
     return value is None or value is False or key in AVERAGE
 
 
-def _weights(folder: Path) -> dict[str, np.ndarray]:
-    """The arrays of the folder's safetensors or .bin, in one file or several, plain or the only variant there is.
+def _weights(folder: Path, signature: str) -> tuple[dict[str, np.ndarray], str]:
+    """(the arrays of the network with this one, what is to be said of them), whatever is around it: see contents.
 
-    Those of Flax are read where there are none of PyTorch.
+    They are in the folder's safetensors or .bin, in one file or several, plain or the only variant there is; those of
+    Flax are read where there are none of PyTorch.
     """
     found: dict[str, dict[str, Path]] = {}
     for path in sorted(folder.iterdir()):
@@ -236,7 +242,7 @@ def _weights(folder: Path) -> dict[str, np.ndarray]:
         if match:
             found.setdefault(match["variant"] or "", {})[match["kind"]] = path
     if not found and (folder / flax_weights.NAME).is_file():
-        return flax_weights.to_state_dict(_read_file(folder / flax_weights.NAME))
+        return flax_weights.to_state_dict(_read(files.read_state_dict, folder / flax_weights.NAME)), ""
     if not found:
         raise FileNotFoundError(
             f"no weights in {folder}: expected diffusion_pytorch_model.safetensors or .bin, or {flax_weights.NAME}"
@@ -246,19 +252,21 @@ def _weights(folder: Path) -> dict[str, np.ndarray]:
     kinds = found.get("", next(iter(found.values())))
     path = kinds.get("safetensors", kinds.get("bin"))
     assert path is not None
-    shards = _shards(path) if path.suffix == ".json" else [path]
+    if path.suffix != ".json":
+        return _read(lambda path: contents.network_weights(files.read(path), signatures=(signature,)), path)
     arrays: dict[str, np.ndarray] = {}
-    for shard in shards:
+    for shard in _shards(path):
         if not shard.is_file():
             raise FileNotFoundError(f"no {shard.name} in {shard.parent}, which {path.name} names")
-        arrays |= _read_file(shard)
-    return unprefixed(arrays)
+        arrays |= _read(files.read_state_dict, shard)
+    return contents.network_weights(arrays, signatures=(signature,))
 
 
-def _read_file(path: Path) -> dict[str, np.ndarray]:
+def _read(reader: Callable[[Path], T], path: Path) -> T:
+    """reader(path), whose errors say where; of a pointer of git-lfs, what to do."""
     refuse_pointer(path)
     try:
-        return files.read_state_dict(path)
+        return reader(path)
     except ValueError as error:
         raise ValueError(f"{path.parent.name}/{path.name}: {error}") from error
 

@@ -9,8 +9,6 @@ Weights = Mapping[str, np.ndarray]
 
 # Parts that DataParallel, torch.compile, FSDP and activation checkpointing add, anywhere in a name.
 WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-# First parts of names which name a network as a whole, and with which none of those known here begins.
-OUTER = ("model", "net", "network", "unet", "transformer", "denoiser", "vae", "ema_model")
 # The averages of latent-diffusion, whose names have no dots, and the numbers beside them.
 EMA, COUNTERS = "model_ema.", ("decay", "num_updates")
 WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
@@ -32,16 +30,6 @@ def unwrapped(weights: Weights) -> dict[str, np.ndarray]:
         if short in found:
             raise ValueError(f"two arrays are {short} without the parts {', '.join(WRAPPERS)} of names")
         found[short] = array
-    return found
-
-
-def unprefixed(weights: Weights) -> dict[str, np.ndarray]:
-    """unwrapped, and without a first part that every name has and that names the network as a whole: "model."."""
-    found = unwrapped(weights)
-    while len(firsts := {name.partition(".")[0] for name in found}) == 1 and firsts <= set(OUTER):
-        if not all("." in name for name in found):
-            break
-        found = {name.partition(".")[2]: array for name, array in found.items()}
     return found
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from ddpm_jax.interop import contents, dit, ldm, load, load_diffusers, load_ldm, wrapped
+from ddpm_jax.interop import contents, dit, ldm, load, load_diffusers, load_ldm
 from tests.interop.golden_networks import load as golden
 from tests.interop.test_load import fails, same_tree
 from tests.interop.test_load_files import LATENTS, latent_diffusion, moving_averages  # noqa: F401
@@ -235,25 +235,51 @@ def test_wrappers_inside_of_names(network, tmp_path):
     fails(tmp_path / "a", "two arrays are", config=HEADS)
 
 
-def test_prefixes_in_a_folder():
-    """What load_folder takes off: of all names alike, and never a part of the network's own."""
-    names = ("conv_in.weight", "down_blocks.0.resnets.0.conv1.weight", "time_embedding.linear_1.bias")
-    weights = {name: np.zeros(i + 1) for i, name in enumerate(names)}
-    for prefix in ("", *PREFIXES[:-1], "unet."):
-        assert wrapped.unprefixed(prefixed(prefix, weights)).keys() == weights.keys(), prefix
-    for kept in ({"model.a.weight": np.zeros(1), "net.b.weight": np.zeros(1)}, {"encoder.a.weight": np.zeros(1)}):
-        assert wrapped.unprefixed(kept).keys() == kept.keys()
-    assert wrapped.unprefixed({"model": np.zeros(1), "module": np.zeros(1)}).keys() == {"model", "module"}
-    assert wrapped.unprefixed({}) == {}
+# As diffusers has them: of U-Nets, DiT and autoencoders.
+FOLDERS = {
+    "conv_in.weight": ("conv_in.weight", "down_blocks.0.resnets.0.conv1.weight", "time_embedding.linear_1.bias"),
+    "pos_embed.proj.weight": ("pos_embed.proj.weight", "transformer_blocks.0.attn1.to_q.weight"),
+    "encoder.conv_in.weight": ("encoder.conv_in.weight", "decoder.conv_in.weight", "quant_conv.bias"),
+}
 
 
-@pytest.mark.parametrize("prefix", PREFIXES[:6])
+@pytest.mark.parametrize("prefix", ("", *PREFIXES, "unet.", "ema_model.", "student.", "model.denoise_fn."))
 def test_prefixes_in_the_weights_of_a_folder(prefix, tmp_path):
-    weights = {"conv_in.weight": np.ones(2, np.float32), "conv_out.bias": np.zeros(3, np.float32)}
-    save_file(prefixed(prefix, weights), tmp_path / "diffusion_pytorch_model.safetensors")
-    found = load_diffusers._weights(tmp_path)
-    assert found.keys() == weights.keys()
-    np.testing.assert_array_equal(found["conv_in.weight"], weights["conv_in.weight"])
+    for signature, names in FOLDERS.items():
+        weights = {name: np.full(i + 1, i, np.float32) for i, name in enumerate(names)}
+        save_file(prefixed(prefix, weights), tmp_path / "diffusion_pytorch_model.safetensors")
+        found, said = load_diffusers._weights(tmp_path, signature)
+        assert found.keys() == weights.keys() and said == ""
+        for name in names:
+            np.testing.assert_array_equal(found[name], weights[name])
+
+
+FOLDER_BIN = {
+    "state_dict": (lambda w: {"state_dict": w, "epoch": 3}, ""),
+    "accelerate": (lambda w: {"module": prefixed("_orig_mod.", w)}, ""),
+    "lightning": (lambda w: {"state_dict": prefixed("unet.", w), "hyper_parameters": {"lr": 0.1}}, ""),
+    "scalars": (lambda w: w | {"step": 3, "n_averaged": np.array(4)}, ""),
+    "average": (lambda w: {"model": plus(w), "ema": w}, "weights: the average, ema, not model"),
+    "ema_model": (
+        lambda w: {"unet": plus(w), "ema": {"decay": 0.9, "shadow_params": list(w.values())}},
+        "weights: the average, ema.shadow_params, not unet",
+    ),
+    "latent": (
+        lambda w: prefixed("unet.", w) | {"vae.encoder.conv_in.weight": np.ones(2)},
+        "weights: unet, not vae.encoder",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FOLDER_BIN)
+def test_what_is_around_the_weights_of_a_folder(kind, saved, tmp_path):
+    weights = {name: np.full(i + 1, i, np.float32) for i, name in enumerate(FOLDERS["conv_in.weight"])}
+    wrap, expected = FOLDER_BIN[kind]
+    saved(wrap(weights)).rename(tmp_path / "diffusion_pytorch_model.bin")
+    found, said = load_diffusers._weights(tmp_path, "conv_in.weight")
+    assert found.keys() == weights.keys() and said == expected
+    for name, array in weights.items():
+        np.testing.assert_array_equal(found[name], array)
 
 
 BESIDE = {"epoch": 3, "lr": 1e-4, "note": "words", "flag": True, "nothing": None, "sizes": (1, 2), "step": np.array(5)}
