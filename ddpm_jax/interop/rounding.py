@@ -9,6 +9,8 @@ import numpy as np
 # What rounding can change, relative to the number, from the coarsest precision on. What is in bfloat16 may have been
 # in float16 before.
 ROUNDED = ((jnp.bfloat16, 2**-8 + 2**-11), (np.float16, 2**-11))
+# And by itself, where the number is too small for all bits of a float16: below 6e-5.
+SMALL = 2**-25
 
 
 def of_precision(array: np.ndarray) -> float:
@@ -35,5 +37,6 @@ def misfit(
       beside: an array of the same file that says in which precision it is, where stored is too short to.
     """
     difference = np.abs(np.asarray(stored, np.float64) - exact)
-    allowed = slack + of_precision(stored if beside is None else beside) * np.abs(exact)
+    relative = of_precision(stored if beside is None else beside)
+    allowed = slack + relative * np.abs(exact) + (SMALL if relative else 0)
     return float(np.max(np.where(difference <= allowed, 0.0, difference), initial=0.0))

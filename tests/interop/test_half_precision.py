@@ -6,7 +6,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from ddpm_jax import schedules
-from ddpm_jax.interop import dit, load, rounding
+from ddpm_jax.interop import dit, load, load_ldm, rounding
 from tests.interop.golden_networks import load as golden
 from tests.interop.test_load import fails, same_tree
 from tests.interop.test_load_files import LATENTS, latent_diffusion  # noqa: F401
@@ -87,3 +87,18 @@ def test_precision_of_numbers():
     assert rounding.of_precision(exact.astype(np.float32)) == 0
     assert np.isnan(rounding.misfit(np.array([np.nan, 1]), np.ones(2), slack=1.0))
     assert rounding.misfit(np.array([np.inf, 1]), np.ones(2), slack=1.0) == np.inf
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize(("kind", "length"), [("cosine", 4000), ("linear", 1000), ("sqrt_linear", 100), ("sqrt", 1000)])
+def test_betas_too_small_for_all_bits(kind, length, dtype):
+    """Down to 1e-5, where float16 is 3e-3 off."""
+    exact = schedules.make_beta_schedule(kind, length, 1e-5, 0.01)
+    settings = {"linear_start": 1e-5, "linear_end": 0.01, "beta_schedule": kind, "timesteps": length}
+    for way in (dtype, HALVES[0], HALVES[1]):
+        betas = exact.astype(np.float32).astype(way).astype(dtype).astype(np.float32)
+        found, said = load_ldm._schedule({"betas": betas}, settings)
+        np.testing.assert_array_equal(found.betas_float64, schedules.from_betas(exact).betas_float64)
+        assert said == ""
+    _, said = load_ldm._schedule({"betas": betas * np.float32(0.98)}, settings)
+    assert "those of the file" in said
