@@ -166,18 +166,21 @@ def _index(folder: Path) -> dict[str, Any]:
     """model_index.json; {} for the folder of one model.
 
     Raises:
-      FileNotFoundError: neither, but folders of models, as in the checkpoints of diffusers' training scripts.
+      FileNotFoundError: neither, but folders of models, as in the checkpoints of diffusers' training scripts, or
+        checkpoints, as where such a script was stopped.
     """
     if (folder / "model_index.json").is_file():
         return read_json(folder / "model_index.json")
     if not (folder / "config.json").is_file():
-        models = sorted(path.parent for path in folder.glob("*/config.json"))
+        checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: (len(path.name), path.name))
+        models = sorted(path.parent for place in (folder, *checkpoints[-1:]) for path in place.glob("*/config.json"))
         models = [path for path in models if path.name.startswith(PARTS["network"])]
         if models:
             average = next((path for path in models if path.name.endswith("_ema")), None)
+            held = " and ".join(f"{path.relative_to(folder)}/" for path in models)
             raise FileNotFoundError(
-                f"no model_index.json and no config.json in {folder}, which holds "
-                f"{' and '.join(f'{path.name}/' for path in models)}: name one of them, such as {average or models[0]}"
+                f"no model_index.json and no config.json in {folder}, which holds {held}: "
+                f"name one of them, such as {average or models[0]}"
                 f"{' with the average of the weights' if average else ''}"
             )
     return {}

@@ -310,6 +310,9 @@ def test_the_average_of_a_checkpoint(checkpoint, folder):
         checkpoint, "no model_index.json and no config.json", "holds unet/ and unet_ema/: name one of them",
         str(checkpoint / "unet_ema"), kind=FileNotFoundError,
     )  # fmt: skip
+    shutil.copytree(checkpoint, checkpoint.parent / "checkpoint-90")
+    last = f"holds {checkpoint.name}/unet/ and {checkpoint.name}/unet_ema/: name one of them"  # not the 90th, stopped
+    fails(checkpoint.parent, last, str(checkpoint / "unet_ema"), kind=FileNotFoundError)
     fails(checkpoint / "unet_ema", "no scheduler_config.json", "config={'scheduler'", kind=FileNotFoundError)
     for given in ({"_class_name": "DDPMScheduler"}, folder / "scheduler", str(folder / "scheduler")):
         loaded = interop.load(checkpoint / "unet_ema", {"scheduler": given})
