@@ -12,7 +12,10 @@ WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_
 # The averages of latent-diffusion, whose names have no dots, and the numbers beside them.
 EMA, COUNTERS = "model_ema.", ("decay", "num_updates")
 WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
-AVERAGES = ("ema", "emas", "average", "averaged", "averaging", "avg", "swa", "shadow", "polyak")
+AVERAGES = (
+    *("ema", "emas", "average", "averaged", "averaging", "avg", "swa", "shadow", "polyak"),
+    *("emamodel", "modelema", "emanet", "netema", "unetema"),  # two words without a sign between them
+)
 PLAIN = ("online", "raw", "current", "non", "no", "without")
 
 

@@ -63,6 +63,7 @@ def saved(tmp_path):
 KEYS = (
     *("ema", "model_ema", "ema_model", "state_dict_ema", "ema_state_dict", "params_ema", "net_ema", "averaged_model"),
     *("modelEMA", "EMAModel", "shadow", "ema_0.9999", "swa_model", "model_avg", "emaWeights", "moving_average"),
+    *("modelema", "emamodel"),
 )
 
 
