@@ -16,6 +16,7 @@ from ddpm_jax.plan import command, planner, suggestions, table, worker
 from ddpm_jax.plan.chips import GIB, parse
 from ddpm_jax.train import loop
 from ddpm_jax.train.config import Config, DataConfig, ModelConfig, ParallelConfig, SampleConfig, TrainConfig
+from ddpm_jax.train.defaults import resolved
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (pip install 'ddpm-jax[tpu-plan]')"
@@ -141,7 +142,7 @@ def test_table_and_json(tmp_path):
 
 def test_the_command_keeps_what_it_has_when_a_later_compilation_fails(tmp_path, monkeypatch):
     def plan(program, config, topology, shape):
-        assert (config, shape) == (TINY, (8, 8, 1))
+        assert (config, shape) == (resolved(TINY, (8, 8, 1)), (8, 8, 1))
         if topology.name == fails:
             raise ChildProcessError("no")
         return planner.judge(program, config, topology, 1, 8, found_by_compiler())

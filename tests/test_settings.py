@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +58,7 @@ def run(tmp_path_factory):
         before = jax.jit(prepared.init)()
         params = jax.tree.map(lambda p: p + 0.1 * jnp.sin(jnp.arange(p.size)).reshape(p.shape), before.params)
         state = dataclasses.replace(before, step=jnp.int32(1), params=params, ema_params=params)
-        loop.enter(prepared, home / "run", print)
+        loop.enter(prepared, home / "run", SimpleNamespace(say=print))
         with checkpoint.checkpoints(home / "run", keep=1) as saved:
             saved.save(state)
             saved.finish(state)
