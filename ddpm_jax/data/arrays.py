@@ -10,7 +10,7 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
-from ddpm_jax.data.images import Images, Say, Source, check_order, collect, fit, from_array
+from ddpm_jax.data.images import Images, Say, Source, check_order, collect, fit, from_array, pointer
 from ddpm_jax.names import unknown
 
 # What np.load ends in on bytes that are none of its: it checks some of what it reads, not all of it.
@@ -27,6 +27,8 @@ class Held(NamedTuple):
 
     dtype: np.dtype
     shape: tuple[int, ...]
+    checksum: int = 0
+    """Of the whole array, as its archive has it."""
 
     def __str__(self) -> str:
         return f"{self.dtype} {list(self.shape)}"
@@ -95,7 +97,7 @@ def _array(path: Path, key: str | None, say: Say) -> tuple[np.ndarray, str]:
         content = np.load(path, mmap_mode="r")
         held = {} if isinstance(content, np.ndarray) else _headers(path)
     except UNREADABLE as error:
-        raise ValueError(f"cannot read {path} as a NumPy file: {error}") from error
+        raise ValueError(f"cannot read {path} as a NumPy file: {_reason(path, error)}") from error
     if isinstance(content, np.ndarray):
         if key is not None:
             raise ValueError(f"{path} holds one array without a name, got --data.key {key!r}")
@@ -103,11 +105,27 @@ def _array(path: Path, key: str | None, say: Say) -> tuple[np.ndarray, str]:
     with content:
         name = _chosen(path, held, key, say)
         place = str(path) if len(held) == 1 else f"{name!r} of {path}"
-        _check(place, held[name])  # before it is read
+        try:
+            _check(place, held[name])  # before it is read
+        except ValueError as error:
+            others = [other for other, what in held.items() if _can_be_images(what)]
+            hint = f"; --data.key NAME takes another, such as {', '.join(others)}" if others else ""
+            raise ValueError(f"{error}{hint}") from None
         try:
             return np.asarray(content[name]), place
         except UNREADABLE as error:
             raise ValueError(f"cannot read {path} as a NumPy file: {name!r}: {error}") from error
+
+
+def _reason(path: Path, error: BaseException) -> str:
+    """Why np.load failed; of a file that is none of its it speaks of pickles."""
+    if isinstance(error, OSError):
+        return str(error)
+    if said := pointer(path):
+        return said
+    with open(path, "rb") as file:
+        start = file.read(len(np.lib.format.MAGIC_PREFIX))
+    return str(error) if start.startswith((np.lib.format.MAGIC_PREFIX, b"PK")) or not start else "it is none"
 
 
 def _headers(path: Path) -> dict[str, Held]:
@@ -117,16 +135,16 @@ def _headers(path: Path) -> dict[str, Held]:
         for name in archive.namelist():
             if name.endswith(".npy"):
                 with archive.open(name) as file:
-                    found[name.removesuffix(".npy")] = _header(file)
+                    found[name.removesuffix(".npy")] = _header(file, archive.getinfo(name).CRC)
     return {name: held for name, held in found.items() if held is not None}
 
 
-def _header(file: IO[bytes]) -> Held | None:
+def _header(file: IO[bytes], checksum: int) -> Held | None:
     try:
         shape, _, dtype = HEADERS[np.lib.format.read_magic(file)](file)
     except (KeyError, ValueError):
         return None
-    return Held(dtype, shape)
+    return Held(dtype, shape, checksum)
 
 
 def _chosen(path: Path, held: dict[str, Held], key: str | None, say: Say) -> str:
@@ -161,10 +179,12 @@ def _chosen(path: Path, held: dict[str, Held], key: str | None, say: Say) -> str
 def _passed_over(held: dict[str, Held], chosen: str, candidates: list[str]) -> list[str]:
     """What else somebody could take for the images: arrays that can be, or as many of another type or order."""
     length = held[chosen].shape[0]
-    ours = (chosen, ADM) if chosen == "images" else (chosen,)  # pictures.save_npz writes the same twice
     similar = lambda what: len(what.shape) in (3, 4) and what.shape[0] == length
     return [
-        f"{name} ({what})" for name, what in held.items() if name not in ours and (name in candidates or similar(what))
+        f"{name} ({what})"
+        for name, what in held.items()
+        # pictures.save_npz writes the same twice.
+        if what != held[chosen] and (name in candidates or similar(what))
     ]
 
 

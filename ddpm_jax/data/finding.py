@@ -85,7 +85,9 @@ class Finder:
 
     def _follow(self, link: Path) -> None:
         real = os.path.realpath(link)
-        if not os.path.isdir(real):
+        if not os.path.exists(real) and link.suffix.lower() not in endings():
+            self.left_out["link to nothing"] += 1
+        elif not os.path.isdir(real):
             self._add(link, real)
         elif Path(os.path.realpath(link.parent)).is_relative_to(real):
             self.left_out["link to a folder that it lies in"] += 1

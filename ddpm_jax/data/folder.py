@@ -72,7 +72,7 @@ def _check_sizes(files: list[Path], headers: list[Header]) -> None:
         if size != expected:
             raise ValueError(
                 f"{file} is {size[0]}x{size[1]} pixels, but {files[0]} is {expected[0]}x{expected[1]}; "
-                "pass image_size to crop and resize all to one size"
+                "pass image_size (--data.image-size) to crop and resize all to one size"
             )
 
 

@@ -6,6 +6,7 @@ C = 1 for grey and 3 for RGB, values 0..255; scaling to [-1, 1] belongs to train
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ MEMORY_BOUND = 1 << 30
 CHUNK = 1024
 
 MOST_CHANNELS = 4
+POINTERS = (b"version https://git-lfs", b"version https://hawser")
 
 Images = NDArray[np.uint8]
 Progress = Callable[[int, int], None]
@@ -95,7 +97,7 @@ def collect(
         if image.shape != image_shape:
             raise ValueError(
                 f"{describe(index)} has shape {image.shape}, but {describe(0)} has {tuple(image_shape)}; "
-                "pass image_size to crop and resize all to one size"
+                "pass image_size (--data.image-size) to crop and resize all to one size"
             )
         row[...] = image
     return array
@@ -147,6 +149,16 @@ def fit(image: Images, image_size: int | None) -> Images:
     top = (resized.shape[0] - image_size) // 2
     left = (resized.shape[1] - image_size) // 2
     return resized[top : top + image_size, left : left + image_size]
+
+
+def pointer(file: Path) -> str:
+    """What to say of a file that git-lfs has not fetched; empty of others."""
+    try:
+        with open(file, "rb") as content:
+            is_pointer = content.read(40).startswith(POINTERS)
+    except OSError:
+        return ""  # whose reason is what is said
+    return "it is a pointer of git-lfs: `git lfs pull` fetches the file itself" if is_pointer else ""
 
 
 def with_channels(image: Images) -> Images:

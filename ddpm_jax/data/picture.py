@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ddpm_jax.data.images import Images, with_channels
+from ddpm_jax.data.images import Images, pointer, with_channels
 
 DROP = "drop"
 GREY_MODES = ("1", "L")
@@ -25,7 +25,6 @@ DEEP = re.compile(r";(16|32)\w")  # "RGB;16B", but not "BGR;16", which is 16 bit
 # What Pillow's readers end in on bytes that are none of theirs; SyntaxError is a broken PNG.
 UNREADABLE = (ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, OSError,
               RuntimeError, SyntaxError, TypeError, ValueError, struct.error, zlib.error)  # fmt: skip
-GIT_LFS = b"version https://git-lfs"
 
 Colour = tuple[int, int, int]
 
@@ -106,16 +105,7 @@ def _opened(file: Path, function: Any, *arguments: Any) -> Any:
             return function(picture, *arguments)
     except (*UNREADABLE, Image.DecompressionBombError) as error:
         said = str(error) or type(error).__name__
-        raise ValueError(f"cannot read the image {file}: {_pointer(file) or said}") from error
-
-
-def _pointer(file: Path) -> str:
-    try:
-        with open(file, "rb") as content:
-            is_pointer = content.read(len(GIT_LFS)) == GIT_LFS
-    except OSError:
-        return ""  # whose reason is what is said
-    return "it is a pointer of git-lfs: `git lfs pull` fetches the picture" if is_pointer else ""
+        raise ValueError(f"cannot read the image {file}: {pointer(file) or said}") from error
 
 
 def _header(picture: Any, file: Path) -> tuple[Header, int]:

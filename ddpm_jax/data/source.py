@@ -67,6 +67,8 @@ def load(
         raise FileNotFoundError(f"no such file or folder: {path}")
     if is_array:
         return in_memory(open_array(path, image_size, key, say), progress)
+    if not path.is_dir():
+        raise ValueError(f"{path} is a file: allowed are a folder of pictures, a .npy file and a .npz file")
     return in_memory(open_folder(path, image_size, transparency, say), progress)
 
 
@@ -97,7 +99,10 @@ def image_shape(name: str, *, image_size: int | None = None) -> tuple[int, int, 
     if image_size is not None:
         height = width = image_size
     if height is None or width is None or channels is None:
-        raise ValueError(f"the images of {name!r} differ in size, {[height, width, channels]}: it needs image_size")
+        raise ValueError(
+            f"the images of {name!r} differ in size, {[height, width, channels]}: it needs image_size "
+            "(--data.image-size)"
+        )
     return height, width, channels
 
 

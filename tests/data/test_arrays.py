@@ -137,7 +137,8 @@ def test_our_own_samples_are_read_without_a_word(tmp_path):
     [
         ({"data": IMAGES.reshape(6, -1), "labels": LABELS},
          r"holds data \(uint8 \[6, 240\]\), labels \(int64 \[6\]\); images are uint8 \[N, H, W, C\]"),
-        ({"images": IMAGES / 255, "masks": IMAGES}, r"'images' of .*holds float64; allowed is uint8"),
+        ({"images": IMAGES / 255, "masks": IMAGES},
+         r"'images' of .*holds float64; allowed is uint8.*; --data\.key NAME takes another, such as masks$"),
         ({"images": IMAGES.transpose(0, 3, 1, 2), "masks": IMAGES[..., 0]}, r"'images' of .*\[N, C, H, W\], channels"),
         ({"x": IMAGES.transpose(0, 3, 1, 2), "y": LABELS}, r"'x' of .*\[N, C, H, W\], channels first"),
         ({"x": IMAGES / 255, "y": LABELS}, r"'x' of .*holds float64; allowed is uint8"),
@@ -149,6 +150,28 @@ def test_none_that_can_be_images(arrays, message, tmp_path):
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(ValueError, match=message):
         read(tmp_path / "a.npz")
+
+
+def test_a_file_that_is_none_of_numpys(tmp_path):
+    """np.load's own words are that it may be a pickle, and how to load it unsafely."""
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
+    for name in ("a.npy", "a.npz"):
+        for content, reason in ((pointer, "it is a pointer of git-lfs: `git lfs pull`.*"), (b"<html>", "it is none"),
+                                (b"", "No data left in file")):  # fmt: skip
+            (tmp_path / name).write_bytes(content)
+            with pytest.raises(ValueError, match=rf"cannot read .*{name} as a NumPy file: {reason}$"):
+                read(tmp_path / name)
+
+
+def test_images_that_are_not_arr_0(tmp_path):
+    """The same array under two names is one; another one called so is passed over, and that is said."""
+    path = tmp_path / "a.npz"
+    np.savez(path, data=IMAGES, images=IMAGES, arr_0=255 - IMAGES)
+    found, said = read(path)
+    np.testing.assert_array_equal(found, IMAGES)
+    assert said == [
+        f"{path}: the images are 'images', not arr_0 (uint8 [6, 10, 8, 3]); --data.key NAME would take another"
+    ]
 
 
 def test_a_key_is_for_npz(tmp_path):

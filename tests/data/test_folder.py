@@ -79,6 +79,21 @@ def test_a_link_to_nothing_is_named(tmp_path):
         read(folder)
 
 
+def test_a_link_to_no_folder_is_said_to_be_one(tmp_path):
+    folder = write(tmp_path / "set", {"a.png": PNG, "LICENSE": b""})
+    os.symlink(tmp_path / "gone", folder / "cats")
+    os.symlink(folder / "circle", folder / "circle")
+    assert read(folder)[1] == [
+        f"{folder}: 1 pictures; left out: 1 without an ending (not read by Pillow), 2 links to nothing"
+    ]
+
+
+def test_a_picture_is_no_folder_of_them(tmp_path):
+    path = write(tmp_path, {"a.png": PNG}) / "a.png"
+    with pytest.raises(ValueError, match=r"a\.png is a file: allowed are a folder of pictures, a \.npy file and"):
+        read(path)
+
+
 def test_a_folder_called_like_a_picture_and_a_pipe(tmp_path):
     folder = write(tmp_path, {"a.png/b.png": PNG})
     os.mkfifo(folder / "c.png")
@@ -117,7 +132,7 @@ def test_sizes_are_those_of_upright_pictures(kind, tmp_path):
     assert images.shape[:3] == (2, 12, 8)
     if kind != "late PNG":  # which is black all over: clockwise, what was below is left
         assert (images[0, :, :4] > 200).all() and (images[0, :, 4:] < 50).all()
-    with pytest.raises(ValueError, match=r"b\.png is 12x8 pixels, but .*a\.jpg is 8x12; pass image_size"):
+    with pytest.raises(ValueError, match=r"b\.png is 12x8 .*a\.jpg is 8x12; pass image_size \(--data\.image-size\)"):
         read(write(tmp_path / "two", {"a.jpg": content, "b.png": stored}))
     assert len(read(tmp_path / "two", image_size=4)[0]) == 2
 
