@@ -29,7 +29,7 @@ from ddpm_jax.names import choose, unknown
 from ddpm_jax.parity import command as parity_command
 from ddpm_jax.plan import command
 from ddpm_jax.samplers import show
-from ddpm_jax.samplers.catalogue import CATALOGUE, GRIDS, ORDERS, make_table
+from ddpm_jax.samplers.catalogue import ALIASES, CATALOGUE, GRIDS, ORDERS, make_table
 from ddpm_jax.train import build, loop
 from ddpm_jax.train.config import Config, ScheduleConfig
 
@@ -133,7 +133,7 @@ def load_experiment(path: Path) -> Config:
       ValueError: it is not Python, it fails, or it does not define a Config called config.
     """
     if not path.is_file() or path.suffix != ".py":
-        raise FileNotFoundError(f"no experiment file {path} (a .py file that defines config)")
+        raise FileNotFoundError(f"no experiment file {path} (a .py file that defines config); images are --data.name")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -298,6 +298,9 @@ class ShowArguments:
 
 def list_samplers(argv: list[str]) -> None:
     """List all samplers, or show one as a table."""
+    if argv[:1] in (["-h"], ["--help"]):
+        print("\n".join(line.strip() for line in USAGE.splitlines() if line.startswith("  samplers")))
+        return
     if argv:
         if argv[0] != "show":
             raise unknown("subcommand of samplers", argv[0], ["show"])
@@ -314,7 +317,8 @@ def list_samplers(argv: list[str]) -> None:
     for name, entry in CATALOGUE.items():
         calls, noise = make_table(name, schedule, 20).num_calls, "yes" if entry.stochastic else "no"
         print(f"{name:{width}}  {calls:18}  {entry.order:5}  {noise:5}  {entry.source}")
-    print(f"{ORDERS}\ngrids: {', '.join(GRIDS)}")
+    print(f"{ORDERS}\nk-diffusion's names: {', '.join(f'{alias} = {known}' for alias, known in ALIASES.items())}")
+    print(f"grids: {', '.join(GRIDS)}")
 
 
 # ------------------------------------------------------------------------------------------------------------- main

@@ -303,6 +303,21 @@ def test_other_data_under_the_same_name_is_refused(tmp_path):
         fit(tmp_path / "run", config)
 
 
+@pytest.mark.parametrize(
+    ("section", "change", "same"),
+    [("train", {"batch_size": 3}, True), ("optimizer", {"learning_rate": 1e-4}, True),
+     ("model", {"dropout": 0.5}, True), ("model", {"channels": 32}, False), ("objective", {"prediction": "v"}, False)],
+)  # fmt: skip
+def test_with_which_settings_another_run_may_go_on(section, change, same, tmp_path):
+    """Those of a network whose output means the same."""
+    checkpoint.open_run(tmp_path / "run", checkpoint.RunInfo(Config(), (8, 8, 1), 9))
+    (tmp_path / "run" / "checkpoints" / "4").mkdir(parents=True)
+    changed = dataclasses.replace(Config(), **{section: dataclasses.replace(getattr(Config(), section), **change)})
+    with pytest.raises(ValueError, match="belongs to another configuration") as error:
+        checkpoint.open_run(tmp_path / "run", checkpoint.RunInfo(changed, (8, 8, 1), 9))
+    assert ("--train.begin-from" in str(error.value)) == same
+
+
 def test_a_directory_with_other_files_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(ValueError, match=r"not empty and holds no run \(no config.json\)"):

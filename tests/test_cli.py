@@ -171,7 +171,7 @@ def test_the_picture_shows_the_samples(run, tmp_path):
         ("train --model.channels 33", r"channels 33 is not divisible by num_groups 8"),
         ("train --model.attention-resolutions 5", r"attention_resolutions \(5,\) are not all among \[8, 4\]"),
         ("train --data.name mnits", r"unknown data set 'mnits'.*'mnist'"),
-        ("train missing.py", r"no experiment file missing.py \(a .py file that defines config\)"),
+        ("train missing.py", r"no experiment file missing.py \(a .py .* defines config\); images are --data\.name"),
         ("train empty.py", r"empty.py must define config, a ddpm_jax.train.config.Config, got NoneType"),
         ("train --workdir occupied", r"occupied is not empty and holds no run"),
         ("train --data.name pictures", r"pictures/b.png"),
@@ -223,6 +223,10 @@ def test_help(capsys):
         cli.main(["train", "--help"])
     out = capsys.readouterr().out
     assert stop.value.code == 0 and "--optimizer.ema-decay" in out and "--workdir" in out
+    cli.main(["samplers", "--help"])
+    assert [line.split("  ")[0] for line in capsys.readouterr().out.splitlines()] == [
+        "samplers", "samplers show NAME|FILE.json [--num-steps 10] [--grid karras]"
+    ]  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------- configuration

@@ -195,7 +195,7 @@ def other_variance(name: str, variance: str) -> str | None:
 def _entry(name: str, variance: str | None) -> Entry:
     if name == "ddpm" and variance is not None:
         name = choose("variance", variance, ANCESTRAL)
-    entry = choose("sampler", ALIASES.get(name, name), CATALOGUE)
+    entry = choose("sampler", name, CATALOGUE | {alias: CATALOGUE[known] for alias, known in ALIASES.items()})
     if variance is not None and entry.variance not in (None, variance):
         raise ValueError(
             f"sampler {name!r} needs a network whose variance is {entry.variance!r} (objective.variance), "

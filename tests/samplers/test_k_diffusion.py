@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax import samplers, schedules
+from ddpm_jax import cli, samplers, schedules
 from ddpm_jax.samplers import sigma_grids
 from ddpm_jax.samplers.catalogue import ALIASES, CATALOGUE, make_table
 from ddpm_jax.samplers.denoise import Denoised
@@ -168,10 +168,14 @@ def test_names_of_k_diffusion(name, x64):
     assert relative(found, expected) < 1e-12
 
 
-def test_every_other_name_has_its_entry_and_its_loop():
+def test_every_other_name_has_its_entry_and_its_loop(capsys):
     """dpmpp_sde beside a Brownian path is in test_dpm_sde.py."""
     assert set(ALIASES) - set(LOOPS) == {"dpmpp_sde"} and not set(ALIASES) & set(CATALOGUE)
     assert set(ALIASES.values()) <= set(CATALOGUE)
+    cli.main(["samplers"])  # says them
+    assert "dpm_2 = dpm2, dpm_2_ancestral = dpm2_ancestral, dpmpp_2s_ancestral = " in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"unknown sampler 'dpmpp_2n'; did you mean 'dpmpp_2m'"):
+        make_table("dpmpp_2n", S, N)
     table = make_table("dpmpp_sde", S, N, "karras")
     np.testing.assert_array_equal(table.rows.update, samplers.dpm_solver_sde(GRID, sigma_grids.discrete(S)).rows.update)
 
