@@ -13,6 +13,8 @@ from safetensors.numpy import load_file, save_file
 
 from ddpm_jax import interop, models, samplers, schedules
 from ddpm_jax.interop import Loaded, load_diffusers
+from ddpm_jax.parity.draws import draw
+from ddpm_jax.process import LEARNED
 from ddpm_jax.samplers.catalogue import make_table
 from ddpm_jax.samplers.configs import CLASSES, from_diffusers_config
 
@@ -172,6 +174,19 @@ def test_load_and_from_diffusers_config_agree(quick):
         config = {key: values[random.integers(len(values))] for key, values in (list(POOL.items())[k] for k in keys)}
         taken += agree(quick, {"_class_name": names[i % len(names)], **config}, 6)
     assert 40 < taken < 130
+
+
+def test_they_agree_on_the_configurations_that_are_swept(quick):
+    """Those of `parity --random`, but for classes without betas and variances that this network has not learned."""
+    cases = [draw(1, index) for index in range(110)]
+    cases = [case for case in cases if case.name not in NO_BETAS and case.num_steps is not None]
+    cases = [case for case in cases if case.settings.get("variance_type") not in LEARNED]
+    plain = lambda value: value.tolist() if hasattr(value, "tolist") else value
+    taken = [
+        agree(quick, {"_class_name": case.name} | {k: plain(v) for k, v in case.settings.items()}, case.num_steps)
+        for case in cases
+    ]
+    assert len(taken) > 60 and sum(taken) > 40
 
 
 @pytest.mark.parametrize("name", ["ddim", "ddpm", "dpm_solver_pp_2m", "euler", "heun"])
