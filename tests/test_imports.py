@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "ddpm_jax"
 # What a part may import of the rest of the package. A longer name wins over a shorter one.
 ALLOWED = {
     "names": set(),
+    "lfs": set(),
     "images": set(),
     "keys": set(),
     "storage": set(),
@@ -26,10 +27,10 @@ ALLOWED = {
     "edm": {"process"},
     "objectives": {"gaussians", "process", "schedules"},
     "weightings": {"names", "process", "schedules"},
-    "samplers": {"keys", "names", "process", "schedules", "edm", "samplers"},
+    "samplers": {"keys", "lfs", "names", "process", "schedules", "edm", "samplers"},
     "guidance": {"process", "samplers"},
     "models": {"models", "names"},
-    "data": {"data", "names"},
+    "data": {"data", "lfs", "names"},
     "interop": {"models", "names", "process", "samplers", "schedules", "interop"},
     "train": {
         *("names", "images", "timesteps", "schedules", "process", "objectives", "weightings", "samplers", "models"),

@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from ddpm_jax import lfs
+
 MEMORY_BOUND = 1 << 30
 """Sets of at most this many bytes once decoded (1 GiB) are kept in memory; larger ones are decoded per batch."""
 
 CHUNK = 1024
 
 MOST_CHANNELS = 4
-POINTERS = (b"version https://git-lfs", b"version https://hawser")
 
 Images = NDArray[np.uint8]
 Progress = Callable[[int, int], None]
@@ -154,11 +155,10 @@ def fit(image: Images, image_size: int | None) -> Images:
 def pointer(file: Path) -> str:
     """What to say of a file that git-lfs has not fetched; empty of others."""
     try:
-        with open(file, "rb") as content:
-            is_pointer = content.read(40).startswith(POINTERS)
+        found = lfs.is_pointer(file)
     except OSError:
         return ""  # whose reason is what is said
-    return "it is a pointer of git-lfs: `git lfs pull` fetches the file itself" if is_pointer else ""
+    return "it is a pointer of git-lfs: `git lfs pull` fetches the file itself" if found else ""
 
 
 def with_channels(image: Images) -> Images:

@@ -11,6 +11,7 @@ from math import isinf
 from pathlib import Path
 from typing import Any
 
+from ddpm_jax import lfs
 from ddpm_jax.names import choose, unknown
 from ddpm_jax.samplers.configs import dpm, flax_classes, markov, sigma
 from ddpm_jax.samplers.configs.common import Preset
@@ -120,12 +121,11 @@ def refuse_pointer(path: Path) -> None:
     Raises:
       ValueError: the file only says where the real one is.
     """
-    with path.open("rb") as file:
-        if file.read(40).startswith((b"version https://git-lfs", b"version https://hawser")):
-            raise ValueError(
-                f"{path.name} is a pointer of git-lfs, not the file itself: install git-lfs and run `git lfs pull` in "
-                f"{path.parent}"
-            )
+    if lfs.is_pointer(path):
+        raise ValueError(
+            f"{path.name} is a pointer of git-lfs, not the file itself: install git-lfs and run `git lfs pull` in "
+            f"{path.parent}"
+        )
 
 
 def _renamed(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
