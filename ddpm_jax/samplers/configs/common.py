@@ -36,6 +36,7 @@ DEFAULTS = {
     "rescale_betas_zero_snr": False,
     "prediction_type": "epsilon",
 }
+BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")  # that all classes with betas have
 NO_RESCALING = {name: value for name, value in DEFAULTS.items() if name != "rescale_betas_zero_snr"}
 SPACED = {"timestep_spacing": "linspace", "steps_offset": 0}
 # Of both classes for EDM's networks.

@@ -31,7 +31,6 @@ SHARED = {
     "flow_shift": 1.0,
 }
 SHIFTED = {"use_dynamic_shifting": False, "time_shift_type": "exponential"}
-BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 # In the order in which diffusers asks for them.
 SIGMA_SPACINGS = ("use_karras_sigmas", "use_lu_lambdas", "use_exponential_sigmas", "use_beta_sigmas")
 
@@ -47,7 +46,7 @@ def checked_schedule(config: Config) -> Schedule:
             "flow matching (use_flow_sigmas, flow_shift other than 1, use_dynamic_shifting) is not supported: these "
             f"are samplers of diffusion models; got flow_shift {config['flow_shift']}"
         )
-    return common.checked_schedule(config, BETA_SCHEDULES)
+    return common.checked_schedule(config, common.BETA_SCHEDULES)
 
 
 def denoiser_of(config: Config, *, threshold: bool = True) -> Callable[[ModelFn], Denoise]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ddpm_jax.names import unknown
-from ddpm_jax.samplers.configs.common import Preset
+from ddpm_jax.samplers.configs.common import BETA_SCHEDULES, Preset
 
 Classes = Mapping[str, tuple[Callable[..., Preset], Mapping[str, Any]]]
 
@@ -27,7 +27,7 @@ READ_BY_ALL = (
     *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas"),
     "prediction_type",
 )
-BETAS = {"beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2")}
+BETAS = {"beta_schedule": BETA_SCHEDULES}
 NO_X_0 = {"prediction_type": ("epsilon", "v_prediction")}
 FLAX = {
     "FlaxDDPMScheduler": Flax(

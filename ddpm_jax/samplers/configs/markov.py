@@ -14,6 +14,7 @@ from ddpm_jax.process import ModelFn
 from ddpm_jax.samplers import grids
 from ddpm_jax.samplers.ancestral import ddpm
 from ddpm_jax.samplers.configs.common import (
+    BETA_SCHEDULES,
     DEFAULTS,
     Config,
     Preset,
@@ -43,7 +44,7 @@ def _trailing(length: int, num_steps: int) -> list[int]:
 
 def _schedule(config: Config, *more: str) -> Schedule:
     """The configuration's, of the beta schedules that all of these classes have, and more."""
-    return checked_schedule(config, ("linear", "scaled_linear", "squaredcos_cap_v2", *more))
+    return checked_schedule(config, (*BETA_SCHEDULES, *more))
 
 
 LAST: dict[bool, grids.LastLevel] = {True: "clean", False: "first"}

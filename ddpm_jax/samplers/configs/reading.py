@@ -14,7 +14,7 @@ from typing import Any
 from ddpm_jax import lfs
 from ddpm_jax.names import choose, unknown
 from ddpm_jax.samplers.configs import dpm, flax_classes, markov, sigma
-from ddpm_jax.samplers.configs.common import Preset
+from ddpm_jax.samplers.configs.common import BETA_SCHEDULES, Preset
 
 # Name of the class: (function, what its configuration may say and means where it does not).
 CLASSES: dict[str, tuple[Callable[..., Preset], Mapping[str, Any]]] = {**markov.CLASSES, **sigma.CLASSES, **dpm.CLASSES}
@@ -33,8 +33,7 @@ ELSEWHERE = frozenset(
 GONE = frozenset(("tensor_format", "timestep_values", "denoise_final"))
 RENAMED = {"timesteps": "num_train_timesteps", "clip_predicted_image": "clip_sample"}
 PREDICT_EPSILON = {True: "epsilon", False: "sample"}
-# The beta_schedule of most classes, and what some have beside.
-BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
+# What some classes have beside the beta schedules of all.
 MORE_SCHEDULES = {
     **dict.fromkeys(("DDPMScheduler", "DDPMParallelScheduler"), ("laplace", "sigmoid")),
     "RePaintScheduler": ("sigmoid",),

@@ -14,6 +14,7 @@ from ddpm_jax.names import choose
 from ddpm_jax.samplers import denoise, sigma_grids
 from ddpm_jax.samplers.configs import float32
 from ddpm_jax.samplers.configs.common import (
+    BETA_SCHEDULES,
     DEFAULTS,
     EDM,
     NO_RESCALING,
@@ -112,7 +113,7 @@ def _table(config: Config) -> np.ndarray:
       ValueError: a beta_schedule that the class does not have; trained_betas of another length than says the rest.
     """
     # The class with clip_sample, Heun's, is the only one with "exp".
-    known = ("linear", "scaled_linear", "squaredcos_cap_v2", *(("exp",) if "clip_sample" in config else ()))
+    known = (*BETA_SCHEDULES, *(("exp",) if "clip_sample" in config else ()))
     checked_schedule(config, known)
     return float32.sigmas(config).astype(np.float64)
 
