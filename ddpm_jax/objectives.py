@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax import gaussians, process
+from ddpm_jax import process
 from ddpm_jax.process import LEARNED, ModelFn, PredictionType, VarianceType
 from ddpm_jax.schedules import Schedule
+from ddpm_jax.special import gaussians
 
 
 class VlbTerm(NamedTuple):

@@ -1,89 +1,173 @@
-"""Pictures as files: all side by side in one, an array, or a folder of them; every file whole or not at all."""
+"""Pictures from a trained network, with any sampler, in batches: a run of ours, or what interop.load reads.
 
-from collections.abc import Callable
+Image i of a seed is drawn with the same noise whatever the number of images and the size of the batches are.
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
-from ddpm_jax import images
-from ddpm_jax.storage import naming
+from ddpm_jax import guidance, images, samplers
+from ddpm_jax.config.fields import at_least
+from ddpm_jax.config.run import MOST_SEED
+from ddpm_jax.distil import files as learned_files
+from ddpm_jax.models import DiT, UNet, UViT
+from ddpm_jax.process import ModelFn
+from ddpm_jax.runs.checkpoint import Say
+from ddpm_jax.samplers.catalogue import make_table, make_table_at, other_variance
+from ddpm_jax.samplers.configs.common import Preset
+from ddpm_jax.trained import Source
 
-MOST_CHANNELS = 4
-DIGITS = 6  # at least, of the numbers of pictures in a folder
-
-Save = Callable[[np.ndarray, np.ndarray | None], None]
-
-
-def saver(out: str) -> Save:
-    """save(pictures uint8 [N, H, W, C], labels [N] or None), as `out` says: .png, .npz, or a folder.
-
-    A folder is what ends in "/", is there already, or has no ending.
-
-    Raises:
-      ValueError: another ending; a folder that is not empty.
-    """
-    path = Path(out)
-    if out.endswith("/") or path.is_dir() or not path.suffix:
-        _check_empty(path)
-        return lambda pictures, labels: save_folder(path, pictures)
-    if path.suffix == ".png":
-        return lambda pictures, labels: save_grid(path, pictures)
-    if path.suffix == ".npz":
-        return lambda pictures, labels: save_npz(path, pictures, labels)
-    raise ValueError(f"unknown ending {path.suffix!r} of --out {out} (known: .png, .npz, and FOLDER/)")
+# ---------------------------------------------------------------------------------------------------------- options
 
 
-def save_grid(path: Path, pictures: np.ndarray) -> None:
-    """uint8 [N, H, W, C] as one PNG, small images enlarged by whole factors."""
-    height = pictures.shape[1]
-    picture = np.repeat(np.repeat(pictures, factor := max(1, 48 // height), axis=1), factor, axis=2)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _save_png(path, images.grid(picture))
+def preset(
+    source: Source,
+    sampler: str | None,
+    num_steps: int | None,
+    grid: str | None,
+    timesteps: Sequence[int] | None,
+    say: Say = warnings.warn,
+) -> Preset:
+    """(table, denoiser) of a sampler of the catalogue, of a file, or of the source's own.
 
-
-def save_npz(path: Path, pictures: np.ndarray, labels: np.ndarray | None = None) -> None:
-    """`images`, uint8 [N, H, W, C]; the same as `arr_0` and their labels as `arr_1`, int64 [N], as ADM writes them.
-
-    ADM's evaluator (guided-diffusion/evaluations) reads arr_0 and nothing else.
-    """
-    arrays = {"images": pictures, "arr_0": pictures}
-    if labels is not None:
-        arrays["arr_1"] = np.asarray(labels, np.int64)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with naming(partial), open(partial, "wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
-    partial.replace(path)
-
-
-def save_folder(path: Path, pictures: np.ndarray) -> None:
-    """000000.png, 000001.png, ... in a new or empty folder.
+    Args:
+      source: of the network.
+      sampler: its name, or FILE.json of learn-sampler; None for the source's default.
+      num_steps: how many steps, unless there are timesteps; None for the source's number, or as many as a file has.
+      grid: where; None for the sampler's own grid.
+      timesteps: or exactly where.
+      say: is told if the sampler has another variance than the network was trained for.
 
     Raises:
-      ValueError: a folder that is not empty.
+      FileNotFoundError: no such file.
+      ValueError: unknown names; both grid and timesteps; either with the source's own sampler or a file; a number of
+        steps that the sampler has not; a file of another noise schedule.
     """
-    _check_empty(path)
-    digits = max(DIGITS, len(str(len(pictures) - 1)))
-    path.mkdir(parents=True, exist_ok=True)
-    for i, picture in enumerate(pictures):
-        _save_png(path / f"{i:0{digits}d}.png", picture)
+    if sampler is not None and learned_files.is_file(sampler):
+        return Preset(_learned(source, Path(sampler), num_steps, grid, timesteps), source.denoiser)
+    num_steps = source.num_steps if num_steps is None else num_steps
+    if grid is not None and timesteps is not None:
+        raise ValueError(f"give either grid or timesteps, got {grid!r} and {list(timesteps)}")
+    name = source.sampler if sampler is None else sampler
+    if name is None:
+        assert source.own is not None
+        if grid is not None or timesteps is not None:
+            given = f"grid {grid!r}" if grid is not None else f"timesteps {list(timesteps or ())}"
+            raise ValueError(f"its own sampler comes with its own steps: give a sampler together with {given}")
+        return source.own(num_steps)
+    if (other := other_variance(name, source.variance)) is not None:
+        say(other)
+    if timesteps is None:
+        table = make_table(name, source.schedule, num_steps, grid, variance=source.variance)
+    else:
+        table = make_table_at(name, source.schedule, timesteps, variance=source.variance)
+    return Preset(table, source.denoiser)
 
 
-def _save_png(path: Path, picture: np.ndarray) -> None:
-    channels = picture.shape[-1]
-    if channels > MOST_CHANNELS:
-        raise ValueError(
-            f"a PNG has 1 to {MOST_CHANNELS} channels, but the images have {channels}: --out FILE.npz takes them"
-        )
-    partial = path.with_name(path.name + ".partial")
-    with naming(partial):
-        Image.fromarray(picture.squeeze(-1) if channels == 1 else picture).save(partial, format="PNG")
-    partial.replace(path)
+def _learned(
+    source: Source,
+    path: Path,
+    num_steps: int | None,
+    grid: str | None,
+    timesteps: Sequence[int] | None,
+) -> samplers.Table:
+    learned = learned_files.load(path)
+    for name, value in (("grid", grid), ("timesteps", timesteps)):
+        if value is not None:
+            raise ValueError(f"{path} has its own times, got {name} {value!r}")
+    if num_steps not in (None, len(learned.calls)):
+        raise ValueError(f"num_steps of {path} is {len(learned.calls)}, got {num_steps}")
+    learned_files.check_schedule(learned, source.schedule)
+    return learned.table()
 
 
-def _check_empty(path: Path) -> None:
-    if path.exists() and not path.is_dir():
-        raise ValueError(f"--out {path} is a file: allowed are a FOLDER/, FILE.png and FILE.npz")
-    if path.is_dir() and any(path.iterdir()):
-        raise ValueError(f"the folder --out {path} is not empty: choose another one")
+@dataclass(frozen=True)
+class Labels:
+    """Image i is of class i mod num_classes, or all are of one; no class where num_classes is None."""
+
+    num_classes: int | None
+    null: int | None  # the label that stands for no class
+    one: int | None = None
+    guidance_scale: float | None = None
+
+    def of(self, first: int, n: int) -> np.ndarray | None:
+        """[n] int32 for the images first, first + 1, ..."""
+        if self.num_classes is None:
+            return None
+        index = first + np.arange(n)
+        return np.asarray(index % self.num_classes if self.one is None else np.full(n, self.one), np.int32)
+
+
+def labels(source: Source, label: int | None, guidance_scale: float | None) -> Labels:
+    """Which labels the images get.
+
+    Args:
+      source: of the network.
+      label: of all images; None for each class in turn.
+      guidance_scale: of classifier-free guidance, u + scale (c - u).
+
+    Raises:
+      ValueError: a label for a network without classes, or none of its classes; guidance without a label that stands
+        for no class.
+    """
+    model = source.model
+    num_classes = model.num_classes if isinstance(model, UNet | DiT | UViT) else None
+    null = num_classes if isinstance(model, DiT) and model.null_label else None
+    if label is not None and (num_classes is None or not 0 <= label < num_classes):
+        allowed = "has no classes" if num_classes is None else f"has the labels 0 .. {num_classes - 1}"
+        raise ValueError(f"the network {allowed}, got label {label}")
+    if guidance_scale is not None and null is None:
+        raise ValueError(f"the network has no label that stands for no class, got guidance_scale {guidance_scale}")
+    return Labels(num_classes, null, label, guidance_scale)
+
+
+# ---------------------------------------------------------------------------------------------------------- drawing
+
+
+def pictures(
+    source: Source, drawn_with: Preset, labels: Labels, num_images: int, batch_size: int, seed: int
+) -> Iterator[np.ndarray]:
+    """uint8 [B, H, W, C], batch after batch, num_images in all.
+
+    Raises:
+      ValueError: num_images, batch_size or seed out of range.
+    """
+    at_least("num_images", num_images)
+    at_least("batch_size", batch_size)
+    at_least("seed", seed, 0, most=MOST_SEED)
+    return _pictures(source, drawn_with, labels, num_images, min(batch_size, num_images), seed)
+
+
+def _pictures(
+    source: Source, drawn_with: Preset, labels: Labels, num_images: int, batch_size: int, seed: int
+) -> Iterator[np.ndarray]:
+    shape = (batch_size, *source.image_shape)
+    table, denoiser = drawn_with
+    first_stage = source.first_stage
+
+    @jax.jit
+    def draw(params: Any, decoder_params: Any, first_index: jax.Array, y: jax.Array | None) -> jax.Array:
+        model_fn = source.model_fn(params) if y is None else _guided(source, params, y, labels)
+        x_0 = samplers.sample(denoiser(model_fn), table, jax.random.key(seed), shape, first_index=first_index)
+        return x_0 if first_stage is None else replace(first_stage, params=decoder_params).decode(x_0)
+
+    params = jax.device_put((source.params, first_stage and first_stage.params))
+    for first in range(0, num_images, batch_size):
+        x_0 = draw(*params, np.uint32(first), labels.of(first, batch_size))
+        yield images.to_uint8(x_0)[: num_images - first]
+
+
+def _guided(source: Source, params: Any, y: jax.Array, labels: Labels) -> ModelFn:
+    conditional = source.model_fn(params, y=y)
+    if labels.guidance_scale is None:
+        return conditional
+    assert labels.null is not None
+    unconditional = source.model_fn(params, y=jnp.full_like(y, labels.null))
+    return guidance.classifier_free(conditional, unconditional, scale=labels.guidance_scale)

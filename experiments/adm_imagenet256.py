@@ -13,7 +13,7 @@ network starts as Ho et al.'s do.
 
 from dataclasses import replace
 
-from ddpm_jax.train.config import (
+from ddpm_jax.config.run import (
     Config,
     DataConfig,
     ModelConfig,

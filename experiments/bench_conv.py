@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ddpm_jax.bench.interleave import interleaved
 from ddpm_jax.models.convolution import direct, winograd
+from ddpm_jax.tools.bench.interleave import interleaved
 
 # Batch, height, inputs and outputs: the stages of the CIFAR-10 network at batch 8, and of the digits network at 16.
 SIZES = [(8, 32, 128, 128), (8, 32, 384, 128), (8, 16, 256, 256), (8, 16, 512, 256), (8, 8, 256, 256), (8, 4, 256, 256),

@@ -20,7 +20,7 @@ bench() {
   shift
   [ "$left" -lt "$most" ] && most=$left
   if [ "$most" -lt 5 ]; then echo "not measured, no time left: bench $*"; return; fi
-  timeout "$most" "$python" -m ddpm_jax.bench "$@" --seconds 6 --out "$out" || echo "not measured, ended after $most s: bench $*"
+  timeout "$most" "$python" -m ddpm_jax.tools.bench "$@" --seconds 6 --out "$out" || echo "not measured, ended after $most s: bench $*"
 }
 
 bench 130 sampling --dtype bfloat16 --batch 1 64 --num-steps 10 --rounds 15
@@ -31,4 +31,4 @@ bench 40 compilations --dtype bfloat16 --batch 1
 bench 40 loop --model digits --batch 64 --rounds 5
 bench 40 growth --batch 16 --rounds 5
 bench 20 sampling --dtype float32 --batch 16 --num-steps 10 --rounds 15 --only ddpm_jax eager channels
-"$python" -m ddpm_jax.bench page --out "$out" && echo "$((SECONDS - begin)) s in all"
+"$python" -m ddpm_jax.tools.bench page --out "$out" && echo "$((SECONDS - begin)) s in all"

@@ -25,9 +25,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from ddpm_jax import checkpoint
-from ddpm_jax.train import loop
-from ddpm_jax.train.config import (
+from ddpm_jax.config.run import (
     Config,
     DataConfig,
     ModelConfig,
@@ -37,6 +35,8 @@ from ddpm_jax.train.config import (
     ScheduleConfig,
     TrainConfig,
 )
+from ddpm_jax.runs import checkpoint
+from ddpm_jax.train import loop
 
 # Everything a state can hold: a learned variance, t by importance, several averages.
 config = Config(

@@ -12,7 +12,7 @@ Measured:  200 steps of batch 8 (--train.num-steps 200 --train.batch-size 8 --sa
 
 from dataclasses import replace
 
-from ddpm_jax.train.config import Config, DataConfig, ModelConfig, OptimizerConfig, SampleConfig, TrainConfig
+from ddpm_jax.config.run import Config, DataConfig, ModelConfig, OptimizerConfig, SampleConfig, TrainConfig
 
 config = Config(
     data=DataConfig(name="cifar10", flip=True),

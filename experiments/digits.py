@@ -10,7 +10,7 @@ Measured:  2 CPU cores (AMD EPYC), 24 GiB, Python 3.11, jax 0.10.2, flax 0.12.8,
 
 from dataclasses import replace
 
-from ddpm_jax.train.config import Config
+from ddpm_jax.config.run import Config
 
 config = Config()
 smoke = replace(

@@ -30,11 +30,12 @@ import optax
 import tyro
 from flax import linen as nn
 
-from ddpm_jax import binomial, schedules
+from ddpm_jax import schedules
 from ddpm_jax.models import bind
 from ddpm_jax.models.embeddings import timestep_embedding
 from ddpm_jax.process import ModelFn
 from ddpm_jax.schedules import Schedule
+from ddpm_jax.special import binomial
 
 PERIOD, LENGTH = 5, 20
 DATA = np.asarray(np.arange(LENGTH) % PERIOD == np.arange(PERIOD)[:, None], np.float32)  # all of it

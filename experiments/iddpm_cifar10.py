@@ -25,7 +25,7 @@ T / 1000. One difference: the network is told t, there t 1000 / T.
 
 from dataclasses import replace
 
-from ddpm_jax.train.config import (
+from ddpm_jax.config.run import (
     Config,
     DataConfig,
     ModelConfig,

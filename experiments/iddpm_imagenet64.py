@@ -28,7 +28,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ddpm_jax.cli import load_experiment
-from ddpm_jax.train.config import DataConfig
+from ddpm_jax.config.run import DataConfig
 
 base = load_experiment(Path(__file__).with_name("iddpm_cifar10.py"))
 config = replace(

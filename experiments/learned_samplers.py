@@ -20,17 +20,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ddpm_jax import drawing, images
-from ddpm_jax.bench import frechet
-from ddpm_jax.bench.solvers import SAMPLES, real_images
-from ddpm_jax.learn import files
-from ddpm_jax.learn.command import TEACHER, TEACHER_GRID, network_of
-from ddpm_jax.learn.fit import Errors, Network, Pairs, draw, errors_of, pair_key
-from ddpm_jax.learn.start import HandMade, hand_made, ranked
+from ddpm_jax import images, trained
+from ddpm_jax.distil import files
+from ddpm_jax.distil.command import TEACHER, TEACHER_GRID, network_of
+from ddpm_jax.distil.fit import Errors, Network, Pairs, draw, errors_of, pair_key
+from ddpm_jax.distil.start import HandMade, hand_made, ranked
+from ddpm_jax.host.storage import write_atomically
 from ddpm_jax.samplers import Table
 from ddpm_jax.samplers.catalogue import make_table
 from ddpm_jax.schedules import Schedule
-from ddpm_jax.storage import write_atomically
+from ddpm_jax.tools.bench import frechet
+from ddpm_jax.tools.bench.solvers import SAMPLES, real_images
 
 SEED, PAIRS, BATCH, TEACHER_STEPS = 12345, 128, 64, 100
 FIRST, NEAREST = 32, 12  # of the pairs, all hand-made samplers; of these by each measure, on all pairs
@@ -57,7 +57,7 @@ def shortlisted(candidates: list[HandMade], network: Network, pairs: Pairs) -> l
 
 def main(run: str, out: str, *names: str) -> None:
     """Evaluate the files; OUT.json is written anew after each."""
-    source, key = drawing.of_run(Path(run), print), pair_key(SEED)
+    source, key = trained.of_run(Path(run), print), pair_key(SEED)
     network = network_of(source)
     teacher = make_table(TEACHER, source.schedule, TEACHER_STEPS, TEACHER_GRID)
     pairs = Pairs(key, 0, draw(network, teacher, key, 0, PAIRS, BATCH))

@@ -10,7 +10,7 @@ Measured:  500 steps (--train.num-steps 500): 327 s with pictures, 109 images/s,
 
 from dataclasses import replace
 
-from ddpm_jax.train.config import Config, DataConfig, ModelConfig, OptimizerConfig, SampleConfig, TrainConfig
+from ddpm_jax.config.run import Config, DataConfig, ModelConfig, OptimizerConfig, SampleConfig, TrainConfig
 
 config = Config(
     data=DataConfig(name="mnist"),

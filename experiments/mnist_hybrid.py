@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ddpm_jax.cli import load_experiment
-from ddpm_jax.train.config import ObjectiveConfig, ScheduleConfig
+from ddpm_jax.config.run import ObjectiveConfig, ScheduleConfig
 
 base = load_experiment(Path(__file__).with_name("mnist_simple.py"))
 config = replace(

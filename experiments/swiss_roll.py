@@ -32,10 +32,11 @@ import tyro
 from flax import linen as nn
 from scipy.special import logsumexp
 
-from ddpm_jax import gaussians, process, schedules
+from ddpm_jax import process, schedules
 from ddpm_jax.models import bind
 from ddpm_jax.process import ModelFn
 from ddpm_jax.schedules import Schedule
+from ddpm_jax.special import gaussians
 
 NOISE = 0.05  # standard deviation across the curve, where the data has 1 per dimension
 THETA = 1.5 * math.pi, 4.5 * math.pi

@@ -22,16 +22,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax import checkpoint, drawing
-from ddpm_jax.learn import files
-from ddpm_jax.learn.command import TEACHER, TEACHER_GRID, network_of
-from ddpm_jax.learn.family import Times, assignments_of, numbers_of, times_of
-from ddpm_jax.learn.fit import FLOOR, HELD_OUT, Errors, errors_between, pair_key
-from ddpm_jax.learn.regression import TeacherPath, path_of
+from ddpm_jax import trained
+from ddpm_jax.build import make_denoiser
+from ddpm_jax.distil import files
+from ddpm_jax.distil.command import TEACHER, TEACHER_GRID, network_of
+from ddpm_jax.distil.family import Times, assignments_of, numbers_of, times_of
+from ddpm_jax.distil.fit import FLOOR, HELD_OUT, Errors, errors_between, pair_key
+from ddpm_jax.distil.regression import TeacherPath, path_of
+from ddpm_jax.host.storage import write_atomically
+from ddpm_jax.runs import checkpoint
 from ddpm_jax.samplers import Denoise, Row
 from ddpm_jax.samplers.catalogue import make_table
-from ddpm_jax.storage import write_atomically
-from ddpm_jax.train.build import make_denoiser
 
 PAIRS, BATCH, TEACHER_STEPS = 64, 32, 100
 DAMPING = (1e-6, 1e-4, 1e-2, 1.0)
@@ -66,7 +67,7 @@ def sampler(
 
 
 def main(run: str, file: str, out: str) -> None:
-    source, learned = drawing.of_run(Path(run), print), files.load(Path(file))
+    source, learned = trained.of_run(Path(run), print), files.load(Path(file))
     files.check_schedule(learned, source.schedule)
     schedule, network, config = times_of(source.schedule), network_of(source), checkpoint.load_run(Path(run)).config
     unclipped, clip = make_denoiser(config.objective, source.schedule, None), config.sample.clip or np.inf

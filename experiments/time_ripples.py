@@ -19,13 +19,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax import drawing
-from ddpm_jax.learn.command import TEACHER, TEACHER_GRID, network_of
-from ddpm_jax.learn.family import times_of
-from ddpm_jax.learn.fit import RIPPLE, pair_key, predict
-from ddpm_jax.learn.regression import path_of
+from ddpm_jax import trained
+from ddpm_jax.distil.command import TEACHER, TEACHER_GRID, network_of
+from ddpm_jax.distil.family import times_of
+from ddpm_jax.distil.fit import RIPPLE, pair_key, predict
+from ddpm_jax.distil.regression import path_of
+from ddpm_jax.host.storage import write_atomically
 from ddpm_jax.samplers.catalogue import make_table
-from ddpm_jax.storage import write_atomically
 
 IMAGES, TEACHER_STEPS, TOLD = 32, 100, 49  # times told, from RIPPLE before to RIPPLE after
 AT = (50, 100, 200, 300, 500, 700)
@@ -36,7 +36,7 @@ def rms(images: np.ndarray) -> float:
 
 
 def main(run: str, out: str) -> None:
-    source = drawing.of_run(Path(run), print)
+    source = trained.of_run(Path(run), print)
     schedule, network = times_of(source.schedule), network_of(source)
     teacher = make_table(TEACHER, source.schedule, TEACHER_STEPS, TEACHER_GRID)
     path = path_of(network, teacher, pair_key(0), 0, IMAGES, IMAGES)

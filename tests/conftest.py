@@ -66,4 +66,4 @@ def libraries():
     torch = pytest.importorskip("torch")
     pytest.importorskip("diffusers")
     torch.set_num_threads(1)
-    return importlib.import_module("ddpm_jax.parity.theirs").libraries()
+    return importlib.import_module("ddpm_jax.tools.parity.theirs").libraries()

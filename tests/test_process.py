@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax import edm, process, schedules
-from ddpm_jax.samplers import sigma_grids
+from ddpm_jax import process, schedules
+from ddpm_jax.samplers.grids import sigma_grids
+from ddpm_jax.special import edm
 from tests.helpers import golden, relative
 
 PREDICTIONS = ("eps", "x_0", "v", "x_prev", "score")

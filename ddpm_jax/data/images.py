@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpm_jax import lfs
+from ddpm_jax.host import lfs
 
 MEMORY_BOUND = 1 << 30
 """Sets of at most this many bytes once decoded (1 GiB) are kept in memory; larger ones are decoded per batch."""

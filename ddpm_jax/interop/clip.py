@@ -11,10 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddpm_jax.interop import flax_weights, layers
+from ddpm_jax.models.clip import ACTIVATIONS, CLIPText
 from ddpm_jax.names import choose
-
-from ..models.clip import ACTIVATIONS, CLIPText
-from . import flax_weights, layers
 
 # Our layer: their layer. {i} counts the blocks.
 CLIP_TEXT = {

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .wrapped import COUNTERS, EMA, Weights, is_average, unwrapped
+from ddpm_jax.interop.wrapped import COUNTERS, EMA, Weights, is_average, unwrapped
 
 UNET, INPUT = "model.diffusion_model.", "input_blocks.0.0.weight"
 # One array of each network known here: DiT, ermongroup/ddim, and OpenAI's, which is latent-diffusion's within UNET.

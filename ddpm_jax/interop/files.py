@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from ..samplers.configs.reading import refuse_pointer
-from . import flax_weights
+from ddpm_jax.interop import flax_weights
+from ddpm_jax.samplers.configs.reading import refuse_pointer
 
 # The first bytes of a zip archive, and of what torch.save wrote before it wrote zip archives.
 ZIP = b"PK\x03\x04"

@@ -3,7 +3,7 @@
 import importlib
 from pathlib import Path
 
-from . import flax_weights
+from ddpm_jax.interop import flax_weights
 
 # The parts of a pipeline that are read, the old ones at the top; and in this order, until there are weights: those that
 # can run no code, PyTorch's, other variants, Flax's.

@@ -24,7 +24,7 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
-from ..models.unet import UNet
+from ddpm_jax.models.unet import UNet
 
 
 def shapes(

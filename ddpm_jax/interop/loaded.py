@@ -8,15 +8,15 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ..models import bind
-from ..process import LEARNED, ModelFn
-from ..samplers import Denoise, denoiser, from_diffusers_config, thresholded
-from ..samplers.catalogue import make_table
-from ..samplers.configs import CLASSES
-from ..samplers.configs.common import Preset
-from ..samplers.configs.markov import log_variance
-from ..samplers.denoise import PredictionType
-from ..schedules import Schedule
+from ddpm_jax.models import bind
+from ddpm_jax.process import LEARNED, ModelFn
+from ddpm_jax.samplers import Denoise, denoiser, from_diffusers_config, thresholded
+from ddpm_jax.samplers.catalogue import make_table
+from ddpm_jax.samplers.configs import CLASSES
+from ddpm_jax.samplers.configs.common import Preset
+from ddpm_jax.samplers.configs.markov import log_variance
+from ddpm_jax.samplers.denoise import PredictionType
+from ddpm_jax.schedules import Schedule
 
 
 @dataclass(frozen=True)

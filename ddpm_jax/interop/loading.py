@@ -16,16 +16,15 @@ from typing import Any
 import jax
 import numpy as np
 
+from ddpm_jax import schedules
+from ddpm_jax.interop import contents, dit, files, hub, kinds
+from ddpm_jax.interop.compvis.load import UNET, load_latent_diffusion
+from ddpm_jax.interop.ddim.load import load_ddim
+from ddpm_jax.interop.diffusers.load import load_folder
+from ddpm_jax.interop.loaded import Loaded
+from ddpm_jax.interop.openai.load import load_unet
 from ddpm_jax.names import unknown
-
-from .. import schedules
-from ..samplers.catalogue import ANCESTRAL
-from . import contents, dit, files, hub, kinds
-from .load_ddim import load_ddim
-from .load_diffusers import load_folder
-from .load_ldm import UNET, load_latent_diffusion
-from .load_openai import load_unet
-from .loaded import Loaded
+from ddpm_jax.samplers.catalogue import ANCESTRAL
 
 
 def load(path: str | Path, config: Mapping[str, Any] | None = None) -> Loaded:

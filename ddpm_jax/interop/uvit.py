@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ..models.uvit import UViT
-from . import layers
+from ddpm_jax.interop import layers
+from ddpm_jax.models.uvit import UViT
 
 # Our layer: their layer. {i} counts the blocks before and after the middle.
 BLOCK = {

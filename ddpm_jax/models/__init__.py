@@ -6,15 +6,15 @@ from typing import Any, cast
 import jax
 from flax import linen as nn
 
-from .autoencoder import AutoencoderKL as AutoencoderKL
-from .classifier import Classifier as Classifier
-from .clip import CLIPText as CLIPText
-from .dit import DiT as DiT
-from .glide import Glide as Glide
-from .skip_unet import SkipUNet as SkipUNet
-from .unet import UNet as UNet
-from .uvit import UViT as UViT
-from .vq import VQModel as VQModel
+from ddpm_jax.models.autoencoder import AutoencoderKL as AutoencoderKL
+from ddpm_jax.models.classifier import Classifier as Classifier
+from ddpm_jax.models.clip import CLIPText as CLIPText
+from ddpm_jax.models.dit import DiT as DiT
+from ddpm_jax.models.glide import Glide as Glide
+from ddpm_jax.models.skip_unet import SkipUNet as SkipUNet
+from ddpm_jax.models.unet import UNet as UNet
+from ddpm_jax.models.uvit import UViT as UViT
+from ddpm_jax.models.vq import VQModel as VQModel
 
 
 def bind(model: nn.Module, params: Any, **options: Any) -> Callable[[jax.Array, jax.Array], jax.Array]:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.typing import Dtype
 
-from .layers import Attention, Dense, GroupNorm, ResBlock, conv3x3, upsample_nearest
+from ddpm_jax.models.layers import Attention, Dense, GroupNorm, ResBlock, conv3x3, upsample_nearest
 
 
 class DiagonalGaussian(NamedTuple):

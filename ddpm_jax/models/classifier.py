@@ -6,10 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ddpm_jax.models.encoder import Encoder
+from ddpm_jax.models.layers import Dense, GroupNorm, attend, near_zero_init
 from ddpm_jax.names import choose
-
-from .encoder import Encoder
-from .layers import Dense, GroupNorm, attend, near_zero_init
 
 HIDDEN = 2048  # width of the layer between features and logits of the spatial pools
 

@@ -13,10 +13,9 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 
+from ddpm_jax.models.layers import Dense
+from ddpm_jax.models.transformer import LayerNorm, Mlp, gelu
 from ddpm_jax.names import choose
-
-from .layers import Dense
-from .transformer import LayerNorm, Mlp, gelu
 
 small_init = nn.initializers.normal(0.02)
 

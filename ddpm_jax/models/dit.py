@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax.typing import Dtype
 
-from .embeddings import timestep_embedding
-from .layers import Dense, init
-from .transformer import LayerNorm, Mlp, MultiHeadAttention, gelu_tanh
+from ddpm_jax.models.embeddings import timestep_embedding
+from ddpm_jax.models.layers import Dense, init
+from ddpm_jax.models.transformer import LayerNorm, Mlp, MultiHeadAttention, gelu_tanh
 
 # Peebles and Xie 2022, table 1. "DiT-XL/2" is DiT(**SIZES["XL"], patch_size=2).
 SIZES = {

@@ -15,11 +15,10 @@ from flax.typing import Dtype
 from jax import lax
 from jax.ad_checkpoint import checkpoint_policies
 
+from ddpm_jax.models.convolution import PRODUCT
+from ddpm_jax.models.embeddings import fourier_embedding, timestep_embedding
+from ddpm_jax.models.layers import ACTIVATIONS, Attention, Dense, ResBlock, average_pool, conv3x3, groups_of
 from ddpm_jax.names import choose, unknown
-
-from .convolution import PRODUCT
-from .embeddings import fourier_embedding, timestep_embedding
-from .layers import ACTIVATIONS, Attention, Dense, ResBlock, average_pool, conv3x3, groups_of
 
 Resample = Callable[[jax.Array], jax.Array]
 Block = TypeVar("Block", bound=type[nn.Module])

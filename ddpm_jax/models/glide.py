@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 
-from .encoder import Blocks
-from .layers import Dense, GroupNorm, attend, near_zero_init
-from .transformer import LayerNorm
-from .unet import UNet
-from .uvit import Block
+from ddpm_jax.models.encoder import Blocks
+from ddpm_jax.models.layers import Dense, GroupNorm, attend, near_zero_init
+from ddpm_jax.models.transformer import LayerNorm
+from ddpm_jax.models.unet import UNet
+from ddpm_jax.models.uvit import Block
 
 small_init = nn.initializers.normal(0.02)
 

@@ -14,9 +14,8 @@ from flax.typing import Dtype
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
+from ddpm_jax.models.convolution import PRODUCT, conv_general_dilated
 from ddpm_jax.names import choose
-
-from .convolution import PRODUCT, conv_general_dilated
 
 # Ho et al. initialise with variance scaling throughout. Layers that end a residual branch start near zero, not at
 # zero: 1e-10 is their scale.

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .encoder import Blocks, Resample
-from .layers import Attention, Dense, ResBlock, conv3x3
-from .unet import UNet
+from ddpm_jax.models.encoder import Blocks, Resample
+from ddpm_jax.models.layers import Attention, Dense, ResBlock, conv3x3
+from ddpm_jax.models.unet import UNet
 
 ATTENTION_GROUPS = 32
 SCALE = 2**0.5

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 
-from .layers import Dense, GroupNorm, attend, init
+from ddpm_jax.models.layers import Dense, GroupNorm, attend, init
 
 gelu = partial(jax.nn.gelu, approximate=False)
 gelu_tanh = partial(jax.nn.gelu, approximate=True)

@@ -9,11 +9,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ddpm_jax.models.encoder import Blocks, Encoder, each
+from ddpm_jax.models.layers import GroupNorm, conv3x3, near_zero_init, upsample_nearest
+from ddpm_jax.models.transformer import SpatialTransformer
 from ddpm_jax.names import unknown
-
-from .encoder import Blocks, Encoder, each
-from .layers import GroupNorm, conv3x3, near_zero_init, upsample_nearest
-from .transformer import SpatialTransformer
 
 
 class UNet(Encoder):

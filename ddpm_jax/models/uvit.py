@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 
-from .dit import patch_init, unpatchify
-from .embeddings import timestep_embedding
-from .layers import Dense, conv3x3
-from .transformer import LayerNorm, Mlp, MultiHeadAttention, gelu
+from ddpm_jax.models.dit import patch_init, unpatchify
+from ddpm_jax.models.embeddings import timestep_embedding
+from ddpm_jax.models.layers import Dense, conv3x3
+from ddpm_jax.models.transformer import LayerNorm, Mlp, MultiHeadAttention, gelu
 
 # Bao et al. 2023, table 1. "U-ViT-S/2" is UViT(**SIZES["S"], patch_size=2).
 SIZES = {

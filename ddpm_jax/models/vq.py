@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 from jax import lax
 
-from .autoencoder import Autoencoder
+from ddpm_jax.models.autoencoder import Autoencoder
 
 
 class Quantized(NamedTuple):

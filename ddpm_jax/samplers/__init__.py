@@ -1,11 +1,7 @@
 """Samplers as tables, and the one loop that runs them. See `table` for the idea, `grids` for the conventions."""
 
-from ddpm_jax.samplers import dpm_grids, grids, run, sigma_grids
-from ddpm_jax.samplers.ablation import edm_ode, vp_betas
-from ddpm_jax.samplers.ancestral import analytic_variances, ddpm
+from ddpm_jax.samplers import grids, run
 from ddpm_jax.samplers.configs import from_diffusers_config
-from ddpm_jax.samplers.consistency import lcm, tcd
-from ddpm_jax.samplers.deis import deis
 from ddpm_jax.samplers.denoise import (
     Denoise,
     Denoised,
@@ -19,24 +15,28 @@ from ddpm_jax.samplers.denoise import (
     x_0_from_mean,
 )
 from ddpm_jax.samplers.differentiable import levels_of, table_at
-from ddpm_jax.samplers.dpm_sde import dpm_solver_sde
-from ddpm_jax.samplers.dpm_solver import dpm_solver, dpm_solver_pp
-from ddpm_jax.samplers.euler import euler, euler_ancestral
-from ddpm_jax.samplers.grids import Grid, Level, Pairs
-from ddpm_jax.samplers.heun import heun
-from ddpm_jax.samplers.implicit import ddim, ddim_inverse
-from ddpm_jax.samplers.ipndm import ipndm
-from ddpm_jax.samplers.kdpm2 import kdpm2, kdpm2_ancestral
-from ddpm_jax.samplers.late_churn import euler_late_churn
-from ddpm_jax.samplers.lms import lms
-from ddpm_jax.samplers.pndm import plms, pndm
-from ddpm_jax.samplers.repaint import known, repaint
+from ddpm_jax.samplers.families.ablation import edm_ode, vp_betas
+from ddpm_jax.samplers.families.ancestral import analytic_variances, ddpm
+from ddpm_jax.samplers.families.consistency import lcm, tcd
+from ddpm_jax.samplers.families.deis import deis
+from ddpm_jax.samplers.families.dpm_sde import dpm_solver_sde
+from ddpm_jax.samplers.families.dpm_solver import dpm_solver, dpm_solver_pp
+from ddpm_jax.samplers.families.euler import euler, euler_ancestral
+from ddpm_jax.samplers.families.heun import heun
+from ddpm_jax.samplers.families.implicit import ddim, ddim_inverse
+from ddpm_jax.samplers.families.ipndm import ipndm
+from ddpm_jax.samplers.families.kdpm2 import kdpm2, kdpm2_ancestral
+from ddpm_jax.samplers.families.late_churn import euler_late_churn
+from ddpm_jax.samplers.families.lms import lms
+from ddpm_jax.samplers.families.pndm import plms, pndm
+from ddpm_jax.samplers.families.repaint import known, repaint
+from ddpm_jax.samplers.families.sa_solver import sa_solver
+from ddpm_jax.samplers.families.singlestep import dpm_solver_2s_ancestral, dpm_solver_singlestep
+from ddpm_jax.samplers.families.unipc import unipc
+from ddpm_jax.samplers.grids import Grid, Level, Pairs, dpm_grids, sigma_grids
 from ddpm_jax.samplers.run import sample, trajectory
 from ddpm_jax.samplers.runner import Runner, pad, stack
-from ddpm_jax.samplers.sa_solver import sa_solver
-from ddpm_jax.samplers.singlestep import dpm_solver_2s_ancestral, dpm_solver_singlestep
 from ddpm_jax.samplers.table import Row, Table, row, sampler, show
-from ddpm_jax.samplers.unipc import unipc
 
 __all__ = [
     "Denoise",

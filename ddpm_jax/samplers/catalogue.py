@@ -9,23 +9,23 @@ from typing import NamedTuple
 import numpy as np
 
 from ddpm_jax.names import choose
-from ddpm_jax.samplers import dpm_grids, fastdpm, grids, sigma_grids
-from ddpm_jax.samplers.ancestral import ddpm
-from ddpm_jax.samplers.deis import deis
-from ddpm_jax.samplers.dpm_sde import dpm_solver_sde
-from ddpm_jax.samplers.dpm_solver import dpm_solver
-from ddpm_jax.samplers.euler import euler, euler_ancestral
-from ddpm_jax.samplers.grids import Grid, checked_steps
-from ddpm_jax.samplers.heun import heun
-from ddpm_jax.samplers.implicit import ddim
-from ddpm_jax.samplers.ipndm import ipndm
-from ddpm_jax.samplers.kdpm2 import kdpm2, kdpm2_ancestral
-from ddpm_jax.samplers.lms import lms
-from ddpm_jax.samplers.pndm import plms, pndm
-from ddpm_jax.samplers.sa_solver import sa_solver
-from ddpm_jax.samplers.singlestep import dpm_solver_2s_ancestral, dpm_solver_singlestep
+from ddpm_jax.samplers import grids
+from ddpm_jax.samplers.families.ancestral import ddpm
+from ddpm_jax.samplers.families.deis import deis
+from ddpm_jax.samplers.families.dpm_sde import dpm_solver_sde
+from ddpm_jax.samplers.families.dpm_solver import dpm_solver
+from ddpm_jax.samplers.families.euler import euler, euler_ancestral
+from ddpm_jax.samplers.families.heun import heun
+from ddpm_jax.samplers.families.implicit import ddim
+from ddpm_jax.samplers.families.ipndm import ipndm
+from ddpm_jax.samplers.families.kdpm2 import kdpm2, kdpm2_ancestral
+from ddpm_jax.samplers.families.lms import lms
+from ddpm_jax.samplers.families.pndm import plms, pndm
+from ddpm_jax.samplers.families.sa_solver import sa_solver
+from ddpm_jax.samplers.families.singlestep import dpm_solver_2s_ancestral, dpm_solver_singlestep
+from ddpm_jax.samplers.families.unipc import unipc
+from ddpm_jax.samplers.grids import Grid, checked_steps, dpm_grids, fastdpm, sigma_grids
 from ddpm_jax.samplers.table import Table
-from ddpm_jax.samplers.unipc import unipc
 from ddpm_jax.schedules import Schedule
 
 Spread = Callable[[Schedule, int], Grid]

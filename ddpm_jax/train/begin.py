@@ -7,9 +7,9 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from ddpm_jax.checkpoint import Checkpoints, Say, checkpoints, items_of, load_run
-from ddpm_jax.train.config import TrainConfig
-from ddpm_jax.train.leaves import listing
+from ddpm_jax.config.run import TrainConfig
+from ddpm_jax.runs.checkpoint import Checkpoints, Say, checkpoints, items_of, load_run
+from ddpm_jax.runs.leaves import listing
 from ddpm_jax.train.state import Params, TrainState
 
 WHOLE = ("params", "ema_params")

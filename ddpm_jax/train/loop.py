@@ -13,14 +13,17 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from ddpm_jax import checkpoint, data, images, posthoc, processes, samplers
+from ddpm_jax import build, data, images, samplers
+from ddpm_jax.config import defaults
+from ddpm_jax.config.run import Config, ParallelConfig, TrainConfig
+from ddpm_jax.host import processes
+from ddpm_jax.host.picture_files import save_grid
+from ddpm_jax.host.storage import Say, retrying
 from ddpm_jax.models import bind
-from ddpm_jax.pictures import save_grid
+from ddpm_jax.runs import checkpoint, posthoc
 from ddpm_jax.samplers.catalogue import make_table, other_variance
-from ddpm_jax.storage import Say, retrying
 from ddpm_jax.timesteps import TimestepSampler
-from ddpm_jax.train import begin, build, defaults, ema, guards, mesh, state, step
-from ddpm_jax.train.config import Config, ParallelConfig, TrainConfig
+from ddpm_jax.train import begin, ema, guards, mesh, state, step
 from ddpm_jax.train.metrics import MetricsLog, plot_loss
 
 Draw = Callable[..., jax.Array]

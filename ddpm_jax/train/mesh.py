@@ -19,11 +19,11 @@ import optax
 from flax import linen as nn
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from ddpm_jax.build import Objective
+from ddpm_jax.config.run import MESH_AXES
 from ddpm_jax.timesteps import TimestepSampler
 from ddpm_jax.train import ema
 from ddpm_jax.train.accumulation import accumulated
-from ddpm_jax.train.build import Objective
-from ddpm_jax.train.config import MESH_AXES
 from ddpm_jax.train.guards import Metrics
 from ddpm_jax.train.state import TrainState
 from ddpm_jax.train.step import Means, Read, Said, TrainStep, check_batch_size, make_gradient, make_update, scanned

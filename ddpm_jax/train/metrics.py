@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_jax.storage import naming
+from ddpm_jax.host.storage import naming
 
 
 class MetricsLog:

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
+from ddpm_jax.config.run import NonFinite, OptimizerConfig
 from ddpm_jax.timesteps import TimestepSampler
 from ddpm_jax.train import ema
-from ddpm_jax.train.config import NonFinite, OptimizerConfig
 
 Params = Any
 

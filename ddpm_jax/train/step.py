@@ -18,11 +18,11 @@ from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ddpm_jax import images
+from ddpm_jax.build import Losses, Objective
 from ddpm_jax.models import bind
 from ddpm_jax.timesteps import TimestepSampler
 from ddpm_jax.train import ema, guards
 from ddpm_jax.train.accumulation import accumulated
-from ddpm_jax.train.build import Losses, Objective
 from ddpm_jax.train.guards import Metrics
 from ddpm_jax.train.state import TrainState
 

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image, ImageDraw
 
 from ddpm_jax import data
+from ddpm_jax.config.run import Config, DataConfig, from_dict, to_dict
 from ddpm_jax.data import finding
 from ddpm_jax.train import loop
-from ddpm_jax.train.config import Config, DataConfig, from_dict, to_dict
 from tests.data.common import chunk, encoded, png, read, tiff, write
 
 GREY, RGB = Image.new("L", (4, 4), 9), Image.new("RGB", (4, 4), (3, 5, 7))

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax import cli, drawing, models, pictures
+from ddpm_jax import cli, models, pictures
+from ddpm_jax.host import picture_files
+from tests.cli.test_cli_interop import write
 from tests.data.common import read
-from tests.test_cli_interop import write
 
 IMAGES = np.random.RandomState(5).randint(0, 256, (12, 8, 8, 3), np.uint8)
 
@@ -26,7 +27,7 @@ def with_classes(tmp_path_factory):
 
 def test_a_sample_is_what_others_read(with_classes, tmp_path, capsys, monkeypatch):
     """As .npz and as a folder: the same pictures, in order over batches, and the classes in turn."""
-    monkeypatch.setattr(drawing, "pictures", lambda *arguments: iter([IMAGES[:3], IMAGES[3:4]]))
+    monkeypatch.setattr(pictures, "pictures", lambda *arguments: iter([IMAGES[:3], IMAGES[3:4]]))
     options = [str(with_classes), "--num-steps", "2", "-n", "4"]
     cli.main(["sample", *options, "--out", f"{tmp_path}/a.npz"])
     with np.load(tmp_path / "a.npz", allow_pickle=False) as file:
@@ -50,7 +51,7 @@ def test_a_sample_is_what_others_read(with_classes, tmp_path, capsys, monkeypatc
 
 
 def test_without_classes_there_are_no_labels(tmp_path):
-    pictures.save_npz(tmp_path / "a.npz", IMAGES)
+    picture_files.save_npz(tmp_path / "a.npz", IMAGES)
     with np.load(tmp_path / "a.npz") as file:
         assert set(file.files) == {"images", "arr_0"}
 
@@ -60,7 +61,7 @@ def test_folders(out, tmp_path):
     """What ends in a slash, has no ending, or is one already."""
     for name in ("empty", "empty.png"):
         (tmp_path / name).mkdir()
-    pictures.saver(f"{tmp_path}/{out}")(IMAGES[..., :1], None)
+    picture_files.saver(f"{tmp_path}/{out}")(IMAGES[..., :1], None)
     paths = sorted((tmp_path / out).iterdir())
     assert [path.name for path in paths] == [f"{i:06d}.png" for i in range(12)]
     for path, image in zip(paths, IMAGES, strict=True):
@@ -77,7 +78,7 @@ def test_what_is_refused_before_anything_is_drawn(tmp_path):
         "full": "is not empty", "full/": "is not empty", "file": "is a file", "x.gif": r"'\.gif'.*\.png, \.npz"
     }.items():  # fmt: skip
         with pytest.raises(ValueError, match=message):
-            pictures.saver(f"{tmp_path}/{out}")
+            picture_files.saver(f"{tmp_path}/{out}")
     assert (tmp_path / "file").read_text() == "kept"
     with pytest.raises(ValueError, match=r"1 to 4 channels, but the images have 8: --out FILE\.npz"):
-        pictures.save_grid(tmp_path / "a.png", np.zeros((2, 4, 4, 8), np.uint8))
+        picture_files.save_grid(tmp_path / "a.png", np.zeros((2, 4, 4, 8), np.uint8))

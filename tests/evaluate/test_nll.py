@@ -11,11 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax import checkpoint, cli, data, images
-from ddpm_jax.evaluate import nll, optimal_timesteps, step_costs, vlb_terms
+from ddpm_jax import build, cli, data, images
+from ddpm_jax.config.run import Config, ModelConfig, SampleConfig, ScheduleConfig, TrainConfig
+from ddpm_jax.evaluate import optimal_timesteps, step_costs, vlb_terms
+from ddpm_jax.evaluate.likelihood import nll
 from ddpm_jax.models import bind
-from ddpm_jax.train import build, loop
-from ddpm_jax.train.config import Config, ModelConfig, SampleConfig, ScheduleConfig, TrainConfig
+from ddpm_jax.runs import checkpoint
+from ddpm_jax.train import loop
 
 FILES = {"sums.npz", "summary.json", "vlb.csv", "vlb.png", "rate_distortion.csv", "rate_distortion.png"}
 

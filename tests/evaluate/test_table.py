@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from ddpm_jax import schedules
-from ddpm_jax.evaluate import table
-from ddpm_jax.evaluate.vlb import VlbTerms
+from ddpm_jax.evaluate.likelihood import table
+from ddpm_jax.evaluate.likelihood.vlb import VlbTerms
 
 S = schedules.linear(4)
 

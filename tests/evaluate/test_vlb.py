@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from ddpm_jax import objectives, process, samplers, schedules
-from ddpm_jax.evaluate import table, vlb_terms
+from ddpm_jax.evaluate import vlb_terms
+from ddpm_jax.evaluate.likelihood import table
 from ddpm_jax.samplers import grids
 from tests.helpers import GOLDEN, affine_model, gaussian_model, golden, mixture_model, relative, with_variance
 

@@ -16,9 +16,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ddpm_jax import checkpoint
+from ddpm_jax.config.run import Config, DataConfig, ModelConfig, SampleConfig, ScheduleConfig, TrainConfig
+from ddpm_jax.runs import checkpoint
 from ddpm_jax.train import loop
-from ddpm_jax.train.config import Config, DataConfig, ModelConfig, SampleConfig, ScheduleConfig, TrainConfig
 
 # How many examples each group generates by default, and with -m slow. `test_count` adds them up.
 GROUPS = {

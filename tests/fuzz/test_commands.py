@@ -11,11 +11,11 @@ import pytest
 from hypothesis import strategies as st
 
 from ddpm_jax import cli, data, interop, samplers
+from ddpm_jax.config.run import Config, flatten
 from ddpm_jax.data.images import from_array
-from ddpm_jax.evaluate import nll
+from ddpm_jax.evaluate.likelihood import nll
 from ddpm_jax.samplers.catalogue import CATALOGUE, GRIDS
 from ddpm_jax.train import loop
-from ddpm_jax.train.config import Config, flatten
 from tests.fuzz.common import fuzz, make_run, sizes
 
 NUMBERS = "0 -1 1 2 7 64 1001 nan inf -inf 1e400 1e-320 0.5 -0.0 2147483648 4294967296 -9223372036854775809 0x10 1_0"

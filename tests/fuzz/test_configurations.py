@@ -9,12 +9,12 @@ import pytest
 from hypothesis import strategies as st
 
 from ddpm_jax import data
+from ddpm_jax.config.run import Config, differences, flatten, from_dict, to_dict
 from ddpm_jax.data.images import from_array
 from ddpm_jax.samplers.catalogue import CATALOGUE
 from ddpm_jax.schedules import BY_NAME as SCHEDULES
 from ddpm_jax.timesteps import BY_NAME as TIMESTEPS
 from ddpm_jax.train import loop
-from ddpm_jax.train.config import Config, differences, flatten, from_dict, to_dict
 from ddpm_jax.weightings import BY_NAME as WEIGHTINGS
 from tests.fuzz.common import FLOATS, JSON, TEXTS, WHOLE, WRONG, fuzz, refused, sizes
 

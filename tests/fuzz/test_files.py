@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.numpy import save
 
-from ddpm_jax import checkpoint, cli, data, export, interop, sealing
-from ddpm_jax.evaluate import files as sums_files
-from ddpm_jax.evaluate.table import empty
+from ddpm_jax import build, cli, data, interop, trained
+from ddpm_jax.config.run import TrainConfig, flatten, from_dict, to_dict
+from ddpm_jax.evaluate.likelihood import files as sums_files
+from ddpm_jax.evaluate.likelihood.table import empty
 from ddpm_jax.interop import files
-from ddpm_jax.train import build
-from ddpm_jax.train.config import TrainConfig, flatten, from_dict, to_dict
+from ddpm_jax.runs import checkpoint, sealing
 from ddpm_jax.train.metrics import MetricsLog, read_metrics
 from tests.fuzz.common import JSON, NUMBERS, TEXTS, WRONG, fuzz, make_run, refused, sizes
 
@@ -87,7 +87,7 @@ def test_config_json(examples, run, tmp_path):
 
     def check(content):
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        assert export.is_run(tmp_path) or b"_class_name" in path.read_bytes()
+        assert trained.is_run(tmp_path) or b"_class_name" in path.read_bytes()
         info = refused(lambda: checkpoint.load_run(tmp_path), [str(path)])
         if info is not None and info != read:
             refused(
@@ -99,7 +99,7 @@ def test_config_json(examples, run, tmp_path):
     fuzz(examples, st.one_of(with_values(json.loads(good), values), damaged(good)), check)
 
 
-EXPERIMENT = """from ddpm_jax.train.config import *
+EXPERIMENT = """from ddpm_jax.config.run import *
 config = Config(train=TrainConfig(num_steps=7, seed=1), schedule=ScheduleConfig("cosine"))
 """
 
@@ -127,7 +127,7 @@ def test_experiments(examples, tmp_path):
     def configured(pair):
         (section, name), value = pair[0].split("."), pair[1] if isinstance(pair[1], str) else repr(pair[1])
         made = f"{section.title()}Config({name}={value})"
-        return f"from ddpm_jax.train.config import *\nconfig = Config({section}={made})\n".encode()
+        return f"from ddpm_jax.config.run import *\nconfig = Config({section}={made})\n".encode()
 
     fuzz(examples, st.one_of(mutated, st.tuples(field, value).map(configured)), check)
 
@@ -304,7 +304,7 @@ def test_weights(examples, tmp_path):
 def test_folders_of_diffusers(examples, run, tmp_path):
     """Any setting of a pipeline, a network or a scheduler with another value."""
     with jax.numpy_dtype_promotion("standard"):
-        interop.save_diffusers(tmp_path / "good", export.load(str(run), print))
+        interop.save_diffusers(tmp_path / "good", trained.load(str(run), print))
     names = [str(path.relative_to(tmp_path / "good")) for path in (tmp_path / "good").rglob("*.json")]
     good = {name: (tmp_path / "good" / name).read_bytes() for name in names}
     assert len(good) >= 3

@@ -6,8 +6,9 @@ import numpy as np
 from hypothesis import strategies as st
 
 from ddpm_jax import data, process, samplers, schedules, timesteps, weightings
-from ddpm_jax.samplers import denoise, dpm_grids, grids, sigma_grids
+from ddpm_jax.samplers import denoise, grids
 from ddpm_jax.samplers.catalogue import CATALOGUE, GRIDS, make_table, make_table_at
+from ddpm_jax.samplers.grids import dpm_grids, sigma_grids
 from tests.fuzz.common import FLOATS, NUMBERS, TEXTS, WHOLE, WRONG, fuzz, refused, sizes
 
 SCHEDULE = schedules.linear(20, beta_end=0.3)

@@ -12,7 +12,8 @@ from flax import traverse_util
 from safetensors.numpy import save_file
 
 from ddpm_jax import interop
-from ddpm_jax.interop import ddim, diffusers, layers, to_diffusers
+from ddpm_jax.interop import ddim, diffusers, layers
+from ddpm_jax.interop.diffusers import to_diffusers
 from ddpm_jax.models import SkipUNet
 from tests.helpers import few, relative_rms
 from tests.interop.golden_networks import check, check_every_misfit_is_listed, check_there_and_back, load, nhwc, stored

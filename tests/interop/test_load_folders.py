@@ -12,11 +12,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from ddpm_jax import interop, models, samplers, schedules
-from ddpm_jax.interop import Loaded, load_diffusers
-from ddpm_jax.parity.draws import draw
+from ddpm_jax.interop import Loaded
+from ddpm_jax.interop.diffusers import load as load_diffusers
 from ddpm_jax.process import LEARNED
 from ddpm_jax.samplers.catalogue import make_table
 from ddpm_jax.samplers.configs import CLASSES, from_diffusers_config
+from ddpm_jax.tools.parity.draws import draw
 
 SHAPE = (4, 4, 3)
 NO_BETAS = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler", "IPNDMScheduler")

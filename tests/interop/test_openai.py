@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax.interop import layers, openai
-from ddpm_jax.interop.openai_published import CONFIGS
+from ddpm_jax.interop.openai.published import CONFIGS
 from tests.helpers import few, relative_rms
 from tests.interop.golden_networks import check, check_every_misfit_is_listed, check_there_and_back, load, nhwc, stored
 

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ddpm_jax import build
+from ddpm_jax.config.run import Config, ModelConfig
 from ddpm_jax.models import Classifier, UNet
 from ddpm_jax.models.encoder import REMAT_POLICIES
 from ddpm_jax.models.glide import JointUNet
 from ddpm_jax.models.layers import Attention, ResBlock
-from ddpm_jax.train import build
-from ddpm_jax.train.config import Config, ModelConfig
 from tests.models.test_dit import perturbed
 
 # Wide enough for the 3x3 convolutions that CPUs compute in another way: 64 channels, 512 pixels.

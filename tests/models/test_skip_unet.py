@@ -1,4 +1,4 @@
-"""The U-Net with an image beside the features: its filters, its settings. Its numbers: tests/parity."""
+"""The U-Net with an image beside the features: its filters, its settings. Its numbers: tests/tools/parity."""
 
 from dataclasses import replace
 

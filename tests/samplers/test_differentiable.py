@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from ddpm_jax import samplers, schedules
-from ddpm_jax.samplers import grids, sigma_grids
+from ddpm_jax.samplers import grids
 from ddpm_jax.samplers.differentiable import levels_of, table_at
-from ddpm_jax.samplers.grids import Level
+from ddpm_jax.samplers.grids import Level, sigma_grids
 from tests.helpers import relative
 
 S = schedules.linear()

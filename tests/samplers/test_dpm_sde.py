@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from ddpm_jax import samplers, schedules
-from ddpm_jax.samplers import grids, sigma_grids
+from ddpm_jax.samplers import grids
 from ddpm_jax.samplers.configs import from_diffusers_config
+from ddpm_jax.samplers.grids import sigma_grids
 from tests.helpers import relative, trace
 from tests.samplers.test_distribution import MEAN, VARIANCE, denoise, law
 from tests.samplers.test_sigma import responses

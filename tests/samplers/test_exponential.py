@@ -10,10 +10,11 @@ import pytest
 from scipy.integrate import quad, solve_ivp
 
 from ddpm_jax import samplers, schedules
-from ddpm_jax.samplers import dpm_grids, exponential, grids, sigma_grids
+from ddpm_jax.samplers import grids
 from ddpm_jax.samplers.denoise import Denoised
-from ddpm_jax.samplers.exponential import interval, log_snr, phi
-from ddpm_jax.samplers.grids import Grid
+from ddpm_jax.samplers.families import exponential
+from ddpm_jax.samplers.families.exponential import interval, log_snr, phi
+from ddpm_jax.samplers.grids import Grid, dpm_grids, sigma_grids
 from tests.helpers import relative, trace
 
 S = schedules.linear()

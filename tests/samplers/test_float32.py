@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from ddpm_jax.parity import double
 from ddpm_jax.samplers.configs import from_diffusers_config
 from ddpm_jax.samplers.configs.square_root import square_root
+from ddpm_jax.tools.parity import double
 
 CUT = ("DPMSolverMultistep", "DPMSolverSinglestep", "DPMSolverMultistepInverse", "UniPCMultistep", "DEISMultistep")
 CUT = tuple(f"{name}Scheduler" for name in (*CUT, "SASolver"))

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from ddpm_jax import cli, samplers, schedules
-from ddpm_jax.samplers import sigma_grids
 from ddpm_jax.samplers.catalogue import ALIASES, CATALOGUE, make_table
 from ddpm_jax.samplers.denoise import Denoised
+from ddpm_jax.samplers.grids import sigma_grids
 from tests.helpers import relative, trace
 
 S = schedules.linear()

@@ -10,7 +10,7 @@ import pytest
 from ddpm_jax import samplers
 from ddpm_jax.samplers import grids
 from ddpm_jax.samplers.configs import common, from_diffusers_config
-from ddpm_jax.samplers.repaint import visits
+from ddpm_jax.samplers.families.repaint import visits
 from tests.helpers import golden, mixture_model, relative, trace, traces_of, with_variance
 
 CLASSES = ("DDPMScheduler", "DDIMScheduler", "DDIMInverseScheduler", "PNDMScheduler", "LCMScheduler", "TCDScheduler")

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 
 from ddpm_jax import guidance, samplers, schedules
-from ddpm_jax.samplers import consistency, dpm_grids, fastdpm, grids
+from ddpm_jax.samplers import grids
 from ddpm_jax.samplers.configs import CLASSES, from_diffusers_config
-from ddpm_jax.samplers.grids import Level, Pairs
+from ddpm_jax.samplers.families import consistency
+from ddpm_jax.samplers.grids import Level, Pairs, dpm_grids, fastdpm
 
 S = schedules.linear()
 ZERO = schedules.zero_terminal_snr(schedules.linear(20, beta_start=1e-3, beta_end=0.4))

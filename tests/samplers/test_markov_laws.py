@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from ddpm_jax import guidance, samplers, schedules
-from ddpm_jax.samplers import consistency, fastdpm, grids
+from ddpm_jax.samplers import grids
+from ddpm_jax.samplers.families import consistency
+from ddpm_jax.samplers.grids import fastdpm
 from tests.helpers import relative, trace
 
 S = schedules.linear()

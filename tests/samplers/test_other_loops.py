@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from ddpm_jax import guidance, samplers, schedules
-from ddpm_jax.samplers import fastdpm, grids
+from ddpm_jax.samplers import grids
+from ddpm_jax.samplers.grids import fastdpm
 from tests.helpers import GOLDEN, golden, mixture_model, relative, trace
 
 FASTDPM = sorted(path.stem for path in (GOLDEN / "other").glob("fastdpm_*k*.npz"))

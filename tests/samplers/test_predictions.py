@@ -5,10 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax import process, samplers, schedules
+from ddpm_jax import build, process, samplers, schedules
+from ddpm_jax.config.run import ObjectiveConfig
 from ddpm_jax.samplers.catalogue import CATALOGUE, make_table
-from ddpm_jax.train import build
-from ddpm_jax.train.config import ObjectiveConfig
 from tests.helpers import relative
 
 S = schedules.linear(200, beta_end=0.1)

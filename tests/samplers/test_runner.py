@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from ddpm_jax import samplers, schedules
-from ddpm_jax.samplers import dpm_grids, fastdpm, grids, sigma_grids
+from ddpm_jax.samplers import grids
 from ddpm_jax.samplers.catalogue import CATALOGUE, make_table
 from ddpm_jax.samplers.catalogue import GRIDS as NAMED
+from ddpm_jax.samplers.grids import dpm_grids, fastdpm, sigma_grids
 
 S = schedules.linear(1000)
 ZERO = schedules.zero_terminal_snr(S)

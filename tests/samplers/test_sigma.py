@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 
 from ddpm_jax import samplers, schedules
-from ddpm_jax.samplers import grids, sigma_grids
-from ddpm_jax.samplers.ablation import edm_ode, vp_betas
+from ddpm_jax.samplers import grids
 from ddpm_jax.samplers.configs import from_diffusers_config
-from ddpm_jax.samplers.euler import euler, euler_ancestral
-from ddpm_jax.samplers.grids import Grid, Level
-from ddpm_jax.samplers.heun import heun
-from ddpm_jax.samplers.ipndm import ipndm
-from ddpm_jax.samplers.kdpm2 import kdpm2, kdpm2_ancestral
-from ddpm_jax.samplers.late_churn import euler_late_churn
-from ddpm_jax.samplers.lms import adams_weights, lms
+from ddpm_jax.samplers.families.ablation import edm_ode, vp_betas
+from ddpm_jax.samplers.families.euler import euler, euler_ancestral
+from ddpm_jax.samplers.families.heun import heun
+from ddpm_jax.samplers.families.ipndm import ipndm
+from ddpm_jax.samplers.families.kdpm2 import kdpm2, kdpm2_ancestral
+from ddpm_jax.samplers.families.late_churn import euler_late_churn
+from ddpm_jax.samplers.families.lms import adams_weights, lms
+from ddpm_jax.samplers.grids import Grid, Level, sigma_grids
 from tests.helpers import GOLDEN, golden, mixture_model, relative, trace, traces_of
 from tests.samplers.test_distribution import MEAN, VARIANCE, denoise
 

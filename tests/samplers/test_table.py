@@ -10,7 +10,7 @@ from jax.test_util import check_grads
 
 from ddpm_jax import process, samplers, schedules
 from ddpm_jax.samplers import grids
-from ddpm_jax.samplers.ancestral import transition_variance
+from ddpm_jax.samplers.families.ancestral import transition_variance
 from ddpm_jax.samplers.table import EPS, M1, M2, SAVED, X0, Table, X, Z, compact, eliminate_x
 from tests.helpers import gaussian_model, relative, trace
 

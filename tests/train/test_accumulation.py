@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from ddpm_jax import timesteps
-from ddpm_jax.train import build, state, step
+from ddpm_jax import build, timesteps
+from ddpm_jax.train import state, step
 from ddpm_jax.train.accumulation import accumulated
 from tests.train.test_mesh import assert_close, prepare, record, run
 from tests.train.test_step import BATCH, HYBRID, IMPORTANCE, KEY, SHORT, Small

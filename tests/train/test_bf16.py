@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from flax.typing import Dtype
 
+from ddpm_jax.config.run import OptimizerConfig
 from ddpm_jax.models.layers import Dense, ResBlock, conv3x3
 from ddpm_jax.train import state
-from ddpm_jax.train.config import OptimizerConfig
 from tests.train.test_mesh import run
 from tests.train.test_step import small_unet
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import jax
 import pytest
 
+from ddpm_jax import build
 from ddpm_jax.interop import openai
-from ddpm_jax.interop.openai_published import CONFIGS
-from ddpm_jax.train import build
+from ddpm_jax.interop.openai.published import CONFIGS
 
 EXPERIMENTS = Path(__file__).parent.parent.parent / "experiments"
 

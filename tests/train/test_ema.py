@@ -9,9 +9,10 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from scipy.integrate import quad
 
-from ddpm_jax import checkpoint
-from ddpm_jax.train import build, ema, loop, mesh, state
-from ddpm_jax.train.config import Config, OptimizerConfig, ParallelConfig, TrainConfig, from_dict, to_dict
+from ddpm_jax import build
+from ddpm_jax.config.run import Config, OptimizerConfig, ParallelConfig, TrainConfig, from_dict, to_dict
+from ddpm_jax.runs import checkpoint
+from ddpm_jax.train import ema, loop, mesh, state
 from tests.train.test_step import BATCH, CONFIG, KEY, OBJECTIVE, S, Small
 
 AVERAGES = ema.Averages((0.5, 0.9), (0.05, 0.1, 0.2))

@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax import checkpoint, timesteps
-from ddpm_jax.train import build, guards, loop, state, step
-from ddpm_jax.train.config import (
+from ddpm_jax import build, timesteps
+from ddpm_jax.config.run import (
     Config,
     DataConfig,
     OptimizerConfig,
@@ -21,8 +20,10 @@ from ddpm_jax.train.config import (
     TrainConfig,
     differences,
 )
+from ddpm_jax.runs import checkpoint
+from ddpm_jax.train import guards, loop, state, step
 from tests.helpers import assert_train_refuses
-from tests.test_checkpoint import fit, leaves
+from tests.runs.test_checkpoint import fit, leaves
 from tests.train.test_mesh import SGD, assert_close, prepare
 from tests.train.test_step import BATCH, IMPORTANCE, SHORT
 

@@ -12,12 +12,15 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from ddpm_jax import checkpoint, cli, timesteps
-from ddpm_jax.train import build, loop, mesh, state, step
-from ddpm_jax.train.config import Config, ObjectiveConfig, OptimizerConfig, ParallelConfig, differences, from_dict
+from ddpm_jax import build, timesteps
+from ddpm_jax.cli.parsing import parse
+from ddpm_jax.cli.train import TrainArguments
+from ddpm_jax.config.run import Config, ObjectiveConfig, OptimizerConfig, ParallelConfig, differences, from_dict
+from ddpm_jax.runs import checkpoint
+from ddpm_jax.train import loop, mesh, state, step
 from tests.helpers import assert_train_refuses
-from tests.test_checkpoint import CONFIG as RUN
-from tests.test_checkpoint import assert_same_leaves, fit, leaves, with_steps
+from tests.runs.test_checkpoint import CONFIG as RUN
+from tests.runs.test_checkpoint import assert_same_leaves, fit, leaves, with_steps
 from tests.train.test_step import (
     BATCH,
     CONFIG,
@@ -251,7 +254,7 @@ def named(train_state):
 
 
 def test_configurations():
-    parsed = cli._parse(cli.TrainArguments, "--parallel.mesh data 2 fsdp 2".split(), "train").config
+    parsed = parse(TrainArguments, "--parallel.mesh data 2 fsdp 2".split(), "train").config
     assert parsed == on_mesh(Config(), data=2, fsdp=2) and differences(Config(), parsed) == []
     values = json.loads(json.dumps(checkpoint.to_dict(parsed)))
     assert from_dict(values, Config) == parsed

@@ -9,11 +9,11 @@ import numpy as np
 import optax
 import pytest
 
-from ddpm_jax import images, objectives, schedules, timesteps, weightings
+from ddpm_jax import build, images, objectives, schedules, timesteps, weightings
+from ddpm_jax.config.run import ObjectiveConfig, OptimizerConfig
 from ddpm_jax.models.layers import dropout
 from ddpm_jax.models.unet import UNet
-from ddpm_jax.train import build, ema, state, step
-from ddpm_jax.train.config import ObjectiveConfig, OptimizerConfig
+from ddpm_jax.train import ema, state, step
 
 S = schedules.linear(100)
 KEY = jax.random.key(5)

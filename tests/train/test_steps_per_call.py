@@ -7,18 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax import timesteps
-from ddpm_jax.train import build, loop
-from ddpm_jax.train.config import (
-    Config,
-    OptimizerConfig,
-    ParallelConfig,
-    SampleConfig,
-    TrainConfig,
-    differences,
-)
+from ddpm_jax import build, timesteps
+from ddpm_jax.config.run import Config, OptimizerConfig, ParallelConfig, SampleConfig, TrainConfig, differences
+from ddpm_jax.train import loop
 from tests.helpers import assert_train_refuses
-from tests.test_checkpoint import fit, leaves
+from tests.runs.test_checkpoint import fit, leaves
 from tests.train.test_mesh import assert_close, prepare
 from tests.train.test_step import BATCH, HYBRID, SHORT, Small
 

@@ -6,10 +6,10 @@ from typing import Any
 from ddpm_jax.names import choose
 from ddpm_jax.samplers.configs.common import SPACED, Config, Preset
 from ddpm_jax.samplers.configs.dpm_common import SHARED, SHIFTED, denoiser_of, grid_of, last_of
-from ddpm_jax.samplers.deis import deis
-from ddpm_jax.samplers.exponential import Predict
-from ddpm_jax.samplers.sa_solver import sa_solver, tau_of_stable_diffusion
-from ddpm_jax.samplers.unipc import Variant, unipc
+from ddpm_jax.samplers.families.deis import deis
+from ddpm_jax.samplers.families.exponential import Predict
+from ddpm_jax.samplers.families.sa_solver import sa_solver, tau_of_stable_diffusion
+from ddpm_jax.samplers.families.unipc import Variant, unipc
 
 # solver_type; those of the other classes mean the default.
 VARIANTS: dict[str, Variant] = {"bh1": "bh1", "bh2": "bh2", "midpoint": "bh2", "heun": "bh2", "logrho": "bh2"}

@@ -7,7 +7,6 @@ import numpy as np
 
 from ddpm_jax.names import choose, unknown
 from ddpm_jax.process import ModelFn
-from ddpm_jax.samplers import dpm_grids, sigma_grids
 from ddpm_jax.samplers.configs import adams, common, float32
 from ddpm_jax.samplers.configs.common import SPACED, Config, Preset
 from ddpm_jax.samplers.configs.dpm_common import (
@@ -23,10 +22,10 @@ from ddpm_jax.samplers.configs.dpm_common import (
     sigmas_of,
 )
 from ddpm_jax.samplers.denoise import Denoise, edm, thresholded
-from ddpm_jax.samplers.dpm_solver import Method, ThirdOrder, dpm_solver
-from ddpm_jax.samplers.exponential import Predict, step_orders
-from ddpm_jax.samplers.grids import Grid, Level
-from ddpm_jax.samplers.singlestep import dpm_solver_singlestep
+from ddpm_jax.samplers.families.dpm_solver import Method, ThirdOrder, dpm_solver
+from ddpm_jax.samplers.families.exponential import Predict, step_orders
+from ddpm_jax.samplers.families.singlestep import dpm_solver_singlestep
+from ddpm_jax.samplers.grids import Grid, Level, dpm_grids, sigma_grids
 
 # algorithm_type: (what is integrated, eta). "deis" is what a DEIS configuration brings along.
 ALGORITHMS: dict[str, tuple[Predict, float]] = {

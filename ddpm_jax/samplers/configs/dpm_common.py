@@ -9,12 +9,11 @@ import numpy as np
 
 from ddpm_jax.names import unknown
 from ddpm_jax.process import ModelFn
-from ddpm_jax.samplers import dpm_grids, sigma_grids
 from ddpm_jax.samplers.configs import common, float32
 from ddpm_jax.samplers.configs.common import NO_RESCALING, Config, prediction_of
 from ddpm_jax.samplers.denoise import Denoise, denoiser, thresholded
-from ddpm_jax.samplers.dpm_grids import Last, Rounding
-from ddpm_jax.samplers.grids import Grid, Level
+from ddpm_jax.samplers.grids import Grid, Level, dpm_grids, sigma_grids
+from ddpm_jax.samplers.grids.dpm_grids import Last, Rounding
 from ddpm_jax.schedules import Schedule
 
 # What the constructors of all of these classes have.

@@ -12,7 +12,6 @@ import numpy as np
 from ddpm_jax.names import choose
 from ddpm_jax.process import ModelFn
 from ddpm_jax.samplers import grids
-from ddpm_jax.samplers.ancestral import ddpm
 from ddpm_jax.samplers.configs.common import (
     BETA_SCHEDULES,
     DEFAULTS,
@@ -22,12 +21,13 @@ from ddpm_jax.samplers.configs.common import (
     prediction_of,
     trailing_timesteps,
 )
-from ddpm_jax.samplers.consistency import inner_levels, lcm, tcd
 from ddpm_jax.samplers.denoise import Denoise, EpsAfterClip, clipped, denoiser, thresholded
+from ddpm_jax.samplers.families.ancestral import ddpm
+from ddpm_jax.samplers.families.consistency import inner_levels, lcm, tcd
+from ddpm_jax.samplers.families.implicit import ddim, ddim_inverse
+from ddpm_jax.samplers.families.pndm import plms, pndm
+from ddpm_jax.samplers.families.repaint import resampled, visits
 from ddpm_jax.samplers.grids import Grid, Pairs, level
-from ddpm_jax.samplers.implicit import ddim, ddim_inverse
-from ddpm_jax.samplers.pndm import plms, pndm
-from ddpm_jax.samplers.repaint import resampled, visits
 from ddpm_jax.samplers.table import Row, Table, sampler
 from ddpm_jax.schedules import Schedule
 

@@ -11,7 +11,7 @@ from math import isinf
 from pathlib import Path
 from typing import Any
 
-from ddpm_jax import lfs
+from ddpm_jax.host import lfs
 from ddpm_jax.names import choose, unknown
 from ddpm_jax.samplers.configs import dpm, flax_classes, markov, sigma
 from ddpm_jax.samplers.configs.common import BETA_SCHEDULES, Preset

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ddpm_jax.names import choose
-from ddpm_jax.samplers import denoise, sigma_grids
+from ddpm_jax.samplers import denoise
 from ddpm_jax.samplers.configs import float32
 from ddpm_jax.samplers.configs.common import (
     BETA_SCHEDULES,
@@ -25,14 +25,14 @@ from ddpm_jax.samplers.configs.common import (
     checked_schedule,
     trailing_timesteps,
 )
-from ddpm_jax.samplers.dpm_sde import dpm_solver_sde
-from ddpm_jax.samplers.euler import euler_ancestral
-from ddpm_jax.samplers.grids import Grid, Level, checked_steps
-from ddpm_jax.samplers.heun import heun
-from ddpm_jax.samplers.ipndm import ipndm
-from ddpm_jax.samplers.kdpm2 import kdpm2, kdpm2_ancestral
-from ddpm_jax.samplers.late_churn import euler_late_churn
-from ddpm_jax.samplers.lms import lms
+from ddpm_jax.samplers.families.dpm_sde import dpm_solver_sde
+from ddpm_jax.samplers.families.euler import euler_ancestral
+from ddpm_jax.samplers.families.heun import heun
+from ddpm_jax.samplers.families.ipndm import ipndm
+from ddpm_jax.samplers.families.kdpm2 import kdpm2, kdpm2_ancestral
+from ddpm_jax.samplers.families.late_churn import euler_late_churn
+from ddpm_jax.samplers.families.lms import lms
+from ddpm_jax.samplers.grids import Grid, Level, checked_steps, sigma_grids
 from ddpm_jax.samplers.table import Table
 
 

@@ -1,0 +1,169 @@
+"""From a configuration to the objects it names."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from ddpm_jax import objectives, process, samplers, schedules, timesteps, weightings
+from ddpm_jax.config.defaults import resolved
+from ddpm_jax.config.run import Config, ObjectiveConfig, ScheduleConfig
+from ddpm_jax.models.unet import UNet
+from ddpm_jax.names import choose
+from ddpm_jax.process import LEARNED, ModelFn
+from ddpm_jax.schedules import Schedule
+
+
+def make_schedule(config: ScheduleConfig) -> Schedule:
+    return schedules.make(config.name, config.num_timesteps, **config.arguments)
+
+
+def make_model(config: Config, image_shape: tuple[int, int, int]) -> UNet:
+    """The U-Net for images [H, W, C]; its settings are checked against them.
+
+    Raises:
+      ValueError: settings that do not fit each other or the images.
+    """
+    settings = dataclasses.asdict(resolved(config, image_shape).model)
+    out_channels = image_shape[-1] * (2 if config.objective.variance in LEARNED else 1)
+    model = UNet(**settings | {"out_channels": out_channels, "dtype": jnp.dtype(config.model.dtype)})
+    params_template(model, image_shape)
+    return model
+
+
+def params_template(model: nn.Module, image_shape: tuple[int, int, int]) -> Any:
+    """Shapes and dtypes of the parameters, without memory; traces the model, so its checks run."""
+    x, t = jnp.zeros((1, *image_shape)), jnp.zeros((1,))
+    return jax.eval_shape(lambda key: model.init(key, x, t)["params"], jax.random.key(0))
+
+
+# -------------------------------------------------------------------------------------------------------- objective
+
+
+class Losses(NamedTuple):
+    """What a step minimizes, [B], and what else its log shows, by name, [B] each."""
+
+    total: jax.Array
+    parts: dict[str, jax.Array]
+
+
+MakeDenoise = Callable[[ModelFn], samplers.Denoise]
+Objective = Callable[[ModelFn, jax.Array, jax.Array, jax.Array], Losses]
+
+
+def make_objective(config: ObjectiveConfig, schedule: Schedule) -> Objective:
+    """objective(model_fn, x_0 [B, ...], t [B], eps) -> Losses; traced once here, so that its checks run.
+
+    "vlb" is T times the single term: over t it averages to the whole bound but for the prior ("RESCALED_KL" in
+    OpenAI's code).
+
+    Raises:
+      ValueError: unknown names; a prediction, a variance and a schedule that do not go together.
+    """
+    objective = choose("loss", config.loss, LOSSES)(config, schedule)
+    t = jax.ShapeDtypeStruct((1,), jnp.int32)
+    jax.eval_shape(lambda x_0, t: objective(_stand_in(config), x_0, t, x_0), PIXEL, t)
+    return objective
+
+
+PIXEL = jax.ShapeDtypeStruct((1, 1), jnp.float32)
+
+
+def _stand_in(config: ObjectiveConfig) -> ModelFn:
+    """What returns as many channels as the network, to trace what is around the network at once."""
+    return lambda x_t, t: jnp.tile(x_t, 2 if config.variance in LEARNED else 1)
+
+
+def _simple(config: ObjectiveConfig, schedule: Schedule) -> Objective:
+    loss = functools.partial(objectives.simple, prediction=config.prediction, variance=config.variance)
+    weight = weightings.make(config.weighting, **config.weighting_arguments)
+
+    def objective(model_fn: ModelFn, x_0: jax.Array, t: jax.Array, eps: jax.Array) -> Losses:
+        return Losses(weight(schedule, t, config.prediction) * loss(model_fn, schedule, x_0, t, eps), {})
+
+    return objective
+
+
+def _vlb(config: ObjectiveConfig, schedule: Schedule) -> Objective:
+    if config.prediction == "v" and config.variance not in LEARNED and schedule.betas_float64[-1] == 1:
+        raise ValueError(
+            "objective.loss 'vlb' with objective.prediction 'v' at zero terminal signal-to-noise ratio (betas[-1] = 1) "
+            f"needs a learned objective.variance ({' or '.join(LEARNED)}), got {config.variance!r}"
+        )
+    loss = functools.partial(objectives.vlb, prediction=config.prediction, variance=config.variance)
+
+    def objective(model_fn: ModelFn, x_0: jax.Array, t: jax.Array, eps: jax.Array) -> Losses:
+        return Losses(schedule.num_timesteps * loss(model_fn, schedule, x_0, t, eps), {})
+
+    return objective
+
+
+def _hybrid(config: ObjectiveConfig, schedule: Schedule) -> Objective:
+    simple, vlb, hybrid = (
+        functools.partial(loss, prediction=config.prediction, variance=config.variance)
+        for loss in (objectives.simple, objectives.vlb, objectives.hybrid)
+    )
+
+    def objective(model_fn: ModelFn, x_0: jax.Array, t: jax.Array, eps: jax.Array) -> Losses:
+        x_t = process.q_sample(schedule, x_0, t, eps)
+        output = model_fn(x_t, schedule.timesteps[t].astype(jnp.float32))
+        said = lambda x_t, t: output  # one call of the network for the loss and both of its parts
+        arguments = said, schedule, x_0, t, eps
+        parts = {"simple": simple(*arguments), "vlb": schedule.num_timesteps * vlb(*arguments)}
+        return Losses(hybrid(*arguments, vlb_weight=config.vlb_weight), parts)
+
+    return objective
+
+
+def _edm(config: ObjectiveConfig, schedule: Schedule) -> Objective:
+    loss = functools.partial(objectives.edm, **_sigma_data(config))
+    return lambda model_fn, x_0, t, eps: Losses(loss(model_fn, schedule, x_0, t, eps), {})
+
+
+LOSSES = {"simple": _simple, "vlb": _vlb, "hybrid": _hybrid, "edm": _edm}
+
+
+def _sigma_data(config: ObjectiveConfig) -> dict[str, float]:
+    return {} if config.sigma_data is None else {"sigma_data": config.sigma_data}
+
+
+def make_timestep_sampler(config: ObjectiveConfig, schedule: Schedule) -> timesteps.TimestepSampler:
+    return timesteps.make(config.timesteps, schedule, **config.timesteps_arguments)
+
+
+# --------------------------------------------------------------------------------------------------------- sampling
+
+
+def check_table(config: ObjectiveConfig, make_denoise: MakeDenoise, table: samplers.Table) -> None:
+    """Whether a sampler visits levels at which the network's prediction says something, before there is a network.
+
+    Raises:
+      ValueError: eps or score at alpha = 0.
+    """
+    samplers.run.check_ends(make_denoise(_stand_in(config)), table, PIXEL)
+
+
+def make_denoiser(config: ObjectiveConfig, schedule: Schedule, clip: float | None) -> MakeDenoise:
+    """From the network of a run, trained on this schedule, to what samplers call."""
+    if config.loss == "edm":
+        make = functools.partial(samplers.edm, **_sigma_data(config))
+        return make if clip is None else lambda model_fn: samplers.clipped(make(model_fn), clip)
+    variance = config.variance if config.variance in LEARNED else "fixed"
+    if config.prediction == "x_prev":
+        return lambda model_fn: samplers.denoiser(
+            samplers.x_0_from_mean(model_fn, schedule), "x_0", clip, variance=variance
+        )
+    return functools.partial(samplers.denoiser, prediction=config.prediction, clip=clip, variance=variance)
+
+
+def in_process_terms(
+    config: ObjectiveConfig, model_fn: ModelFn, schedule: Schedule
+) -> tuple[ModelFn, process.PredictionType]:
+    """The network of a run as one that process and objectives know, and what that predicts."""
+    if config.loss == "edm":
+        return samplers.x_0_from_edm(model_fn, schedule, **_sigma_data(config)), "x_0"
+    return model_fn, config.prediction

@@ -1,0 +1,6 @@
+"""The command line, one file a command, and the only part that prints."""
+
+from ddpm_jax.cli.entry import COMMANDS, main
+from ddpm_jax.cli.parsing import load_experiment
+
+__all__ = ["COMMANDS", "load_experiment", "main"]

@@ -1,0 +1,42 @@
+"""ddpm-jax convert"""
+
+import dataclasses
+import math
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import tyro
+
+from ddpm_jax import interop, trained
+from ddpm_jax.cli.parsing import parse
+from ddpm_jax.runs import posthoc
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvertArguments:
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
+    """A run's directory; a folder or checkpoint of another project; or hf:OWNER/NAME."""
+    destination: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
+    """A new or empty directory."""
+    ema_decay: float | None = None
+    """As in sample: which average of a run's parameters."""
+    ema_sigma: float | None = None
+    """As in sample."""
+    config: Path | None = None
+    """As in sample."""
+
+
+def convert(argv: list[str]) -> None:
+    """Write a run, or the weights of another project, as a folder that diffusers loads."""
+    arguments = parse(ConvertArguments, argv, "convert")
+    average = posthoc.Average(arguments.ema_decay, arguments.ema_sigma)
+    loaded = trained.load(arguments.source, print, average, arguments.config)
+    interop.save_diffusers(arguments.destination, loaded)
+    height, width, channels = loaded.image_shape
+    sizes = [math.prod(leaf.shape) for leaf in jax.tree.leaves(loaded.params)]
+    kind = "images" if loaded.first_stage is None else "latents"
+    print(f"{loaded.origin}: {sum(sizes):,} parameters, {kind} of {height} x {width} x {channels}")
+    print(f"written for diffusers: {arguments.destination}")
+    print(f"pictures: ddpm-jax sample {shlex.quote(str(arguments.destination))}")

@@ -1,0 +1,65 @@
+"""seal.json: size and CRC-32 of all files that Orbax wrote, since Orbax alone restores a flipped bit without a word."""
+
+import json
+import zlib
+from pathlib import Path
+
+from ddpm_jax.host.storage import write_atomically
+
+# What is sealed, where it is there.
+ITEMS = ("params", "ema_params", "opt_state", "timestep_state", "ema_stack", "skipped")
+SEAL = "seal.json"
+
+
+def seal(directory: Path) -> None:
+    """Write down size and CRC-32 of every file of the items in a checkpoint's directory."""
+    write_atomically(directory / SEAL, json.dumps(_contents(directory)))
+
+
+def damage(directory: Path) -> str | None:
+    """What is not as the seal says, or None."""
+    path = directory / SEAL
+    if not directory.is_dir():
+        return "it is not a directory"
+    if not path.exists():
+        return f"no {SEAL}: writing it was cut short"
+    expected = _sealed(path)
+    if expected is None:
+        return f"{SEAL} is not what was written"
+    found = _contents(directory)
+    if len(found) > len(expected):
+        return f"{SEAL} names {len(expected)} of {len(found)} files"
+    for name, (size, checksum) in expected.items():
+        if name not in found:
+            return f"{name} is missing"
+        if found[name][0] != size:
+            return f"{name} has {found[name][0]} of {size} bytes"
+        if found[name][1] != checksum:
+            return f"{name} is not what was written"
+    return None
+
+
+def _sealed(path: Path) -> dict[str, list[int]] | None:
+    """What a seal says; None if it cannot be a seal."""
+    try:
+        expected = json.loads(path.read_text())
+    except (ValueError, RecursionError, IsADirectoryError):
+        return None
+    if not isinstance(expected, dict) or not expected:
+        return None
+    pair = lambda value: isinstance(value, list) and len(value) == 2 and all(isinstance(n, int) for n in value)
+    return expected if all(map(pair, expected.values())) else None
+
+
+def _contents(directory: Path) -> dict[str, list[int]]:
+    """{file: [bytes, CRC-32]} of the items; what Orbax notes beside them does not matter."""
+    files = (path for item in ITEMS for path in sorted((directory / item).rglob("*")) if path.is_file())
+    return {str(path.relative_to(directory)): [path.stat().st_size, _crc32(path)] for path in files}
+
+
+def _crc32(path: Path) -> int:
+    checksum = 0
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 24):
+            checksum = zlib.crc32(chunk, checksum)
+    return checksum

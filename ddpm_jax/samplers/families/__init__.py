@@ -1,0 +1,1 @@
+"""One file for each family of samplers: what gives the rows of its table."""

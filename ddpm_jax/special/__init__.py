@@ -1,0 +1,1 @@
+"""Models with closed forms, and the framework of 2015."""

@@ -1,0 +1,1 @@
+"""Commands for people who build and compare: nothing but the command line imports them."""

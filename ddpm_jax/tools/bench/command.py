@@ -1,0 +1,169 @@
+"""The command `bench`. argparse, not tyro: it must run where only JAX, Flax, optax, Orbax, NumPy and PyTorch are."""
+
+import argparse
+import importlib
+import itertools
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from ddpm_jax.host.storage import write_atomically
+from ddpm_jax.tools.bench import blocks, files, machine
+from ddpm_jax.tools.bench.blocks import Block
+from ddpm_jax.tools.bench.networks import NETWORKS
+from ddpm_jax.tools.bench.settings import Say, Settings
+
+PARTS = {
+    "network": "forward and gradient beside PyTorch in all its forms and a matrix product",
+    "sampling": "our scan beside a loop in Python, PyTorch in all its forms, diffusers' pipeline",
+    "training": "the whole training step beside PyTorch's; the data pipeline",
+    "loop": "training beside its steps",
+    "cold": "from the start of a process to the first image",
+    "compilations": "how often 20 samplers and numbers of steps are compiled",
+    "growth": "time and memory against steps, batch, image size, devices",
+    "solvers": "error and quality against network calls on a trained run; needs --workdir",
+}
+# Parts that take the batch sizes and dtypes one by one.
+REPEATED = ("network", "sampling", "training")
+
+
+def parser() -> argparse.ArgumentParser:
+    parts = "\n".join(f"  {name:13} {text}" for name, text in PARTS.items())
+    found = _Parser(
+        prog="ddpm-jax bench",
+        description="Measure this package beside PyTorch and beside itself, one run of each contestant a round. Writes "
+        "a JSON file for each measurement and bench.html, the page of all that are in the folder.",
+        epilog=f"parts, all by default:\n{parts}\n  page          only make the page again, from the files",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    default = Settings()
+    found.add_argument("parts", nargs="*", metavar="PART", help="see below")
+    found.add_argument("--model", choices=NETWORKS, default=default.network, help="(default: %(default)s)")
+    found.add_argument("--batch", type=_positive, nargs="+", default=[1, 16, 64], help="(default: 1 16 64)")
+    found.add_argument("--dtype", choices=("float32", "bfloat16"), nargs="+", default=None,
+                       help="of convolutions and matrix products (default: float32; on a GPU both)")  # fmt: skip
+    found.add_argument("--num-steps", type=_positive, default=default.num_steps, help="of the samplers (default: 5)")
+    found.add_argument("--rounds", type=_positive, default=default.rounds, help="(default: %(default)s)")
+    found.add_argument("--seconds", type=float, help="begin no more rounds of a comparison after so long; 3 at least")
+    found.add_argument("--minutes", type=float, help="begin no more measurements after so long")
+    found.add_argument("--only", nargs="+", default=[], metavar="TEXT",
+                       help="only contestants with one of these in their names, such as: ddpm_jax eager")  # fmt: skip
+    found.add_argument("--workdir", type=Path, metavar="RUN", help="the trained run that solvers are compared on")
+    found.add_argument("--out", type=Path, default=Path("bench"), metavar="FOLDER", help="(default: %(default)s)")
+    return found
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        raise ValueError(f"bench: {message}")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def run(argv: Sequence[str], say: Say) -> None:
+    """Measure what the arguments ask for, and make the page.
+
+    Raises:
+      ValueError: arguments that do not exist or do not fit.
+      OSError: files that cannot be written or are not this command's.
+    """
+    begin = time.monotonic()
+    arguments = parser().parse_args(argv)
+    # So that PyTorch has memory too; read when JAX first asks for its devices.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    folder = arguments.out
+    files.page_of(folder)  # before anything is measured
+    for part, settings in [] if arguments.parts == ["page"] else planned(arguments):
+        path = folder / f"{part}_{label(part, settings)}.json"
+        if path.exists():
+            say(f"{path} exists: not measured again; delete it, or choose another --out")
+        elif arguments.minutes is not None and time.monotonic() - begin > 60 * arguments.minutes:
+            say(f"not measured: {part} {label(part, settings)}: {arguments.minutes:g} minutes have passed")
+        else:
+            write(path, part, settings, argv, measured(part, settings, say))
+            say(f"written: {path}")
+    say(f"page: {files.write_page(folder)}")
+
+
+def planned(arguments: argparse.Namespace) -> list[tuple[str, Settings]]:
+    """Every measurement, in order.
+
+    Raises:
+      ValueError: unknown parts; solvers without a run.
+    """
+    parts = arguments.parts or [part for part in PARTS if part != "solvers" or arguments.workdir is not None]
+    for part in parts:
+        if part not in PARTS:
+            raise ValueError(f"bench has no part {part!r}; it has {', '.join(PARTS)} and, alone, page")
+    if "solvers" in parts and arguments.workdir is None:
+        raise ValueError("bench solvers needs --workdir RUN, the run whose network the solvers are compared on")
+    if arguments.dtype is None:
+        arguments.dtype = ["float32", "bfloat16"] if jax.devices()[0].platform == "gpu" else ["float32"]
+    settings = Settings(
+        network=arguments.model,
+        batch=arguments.batch[0],
+        dtype=arguments.dtype[0],
+        num_steps=arguments.num_steps,
+        rounds=arguments.rounds,
+        seconds=arguments.seconds,
+        only=tuple(arguments.only),
+        workdir=arguments.workdir,
+    )
+    found = []
+    for part in parts:
+        if part in REPEATED:
+            options = itertools.product(arguments.dtype, arguments.batch)
+            found += [(part, replace(settings, dtype=dtype, batch=batch)) for dtype, batch in options]
+        else:
+            found.append((part, settings))
+    return found
+
+
+def label(part: str, settings: Settings) -> str:
+    """What tells a measurement from others of the same part."""
+    if part == "solvers":
+        assert settings.workdir is not None
+        return settings.workdir.absolute().name
+    return settings.label
+
+
+def measured(part: str, settings: Settings, say: Say) -> list[Block]:
+    """What the module of that name finds."""
+    measure: Callable[[Settings, Say], list[Block]] = importlib.import_module(f"ddpm_jax.tools.bench.{part}").measure
+    return measure(settings, say)
+
+
+def write(path: Path, part: str, settings: Settings, argv: Sequence[str], found: list[Block]) -> None:
+    """One measurement as JSON, whole or not at all."""
+    content = {
+        "format": files.FORMAT,
+        "part": part,
+        "label": label(part, settings),
+        "command": shlex.join(["ddpm-jax", "bench", *argv]),
+        "machine": machine.description(),
+        "blocks": [blocks.to_dict(block) for block in found],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(content, indent=1) + "\n")
+
+
+def main() -> None:
+    """Where the command line's own packages are not installed. A user's error is one line and exit status 2."""
+    try:
+        run(sys.argv[1:], print)
+    except (ValueError, OSError, ImportError) as error:
+        sys.stderr.write(f"ddpm-jax: {' '.join(str(error).split())}\n")
+        sys.exit(2)

@@ -1,0 +1,146 @@
+"""No setting of a run is dropped on the way: changed, it changes what a command does, or the command refuses it."""
+
+import dataclasses
+import json
+import shutil
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddpm_jax import cli, trained
+from ddpm_jax.config.run import Config, ModelConfig, SampleConfig, ScheduleConfig, TrainConfig
+from ddpm_jax.distil.command import network_of
+from ddpm_jax.interop.diffusers import save
+from ddpm_jax.runs import checkpoint
+from ddpm_jax.samplers import Row
+from ddpm_jax.train import loop
+
+REFUSED = "refused"
+# A setting: what it is changed to, and for which commands that matters.
+EVERY = {"sample", "nll", "learn-sampler", "convert"}
+SETTINGS = {
+    "schedule.name": ("quad", EVERY),
+    "schedule.arguments": ({"beta_end": 0.3}, EVERY),
+    "objective.prediction": ("v", EVERY),
+    # Samplers are learned among those that draw no noise, to which no variance matters.
+    "objective.variance": ("fixed_small", EVERY - {"learn-sampler"}),
+    "sample.clip": (0.3, EVERY),
+    "sample.sampler": ("ddim", {"sample"}),
+    "sample.num_steps": (4, {"sample"}),
+}
+EDM = {"objective.loss": "edm", "objective.sigma_data": 0.5}
+X, NOISE_LEVEL = np.linspace(-2, 2, 64, dtype=np.float32).reshape(1, 8, 8, 1), Row(5.0, 0.8, 0.6, 0.0, 0.0, None)
+
+
+@pytest.fixture(autouse=True)
+def optax_promotes():
+    """optax multiplies its int32 count by floats, which this suite's strict promotion forbids."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run whose pictures are ancestral samples, with parameters that say something."""
+    home = tmp_path_factory.mktemp("home")
+    np.save(home / "pictures.npy", np.random.RandomState(0).randint(0, 256, (20, 8, 8, 1)).astype(np.uint8))
+    config = Config(
+        data=dataclasses.replace(Config().data, name=str(home / "pictures.npy")),
+        schedule=ScheduleConfig("linear", 25, {"beta_end": 0.2}),
+        model=ModelConfig(channels=4, channel_multipliers=(1,), attention_resolutions=(), num_groups=2),
+        sample=SampleConfig(sampler="ddpm", num_steps=3, num_images=2),
+        train=TrainConfig(num_steps=1, batch_size=8),
+    )
+    with jax.numpy_dtype_promotion("standard"):
+        prepared = loop.prepare(config)
+        before = jax.jit(prepared.init)()
+        params = jax.tree.map(lambda p: p + 0.1 * jnp.sin(jnp.arange(p.size)).reshape(p.shape), before.params)
+        state = dataclasses.replace(before, step=jnp.int32(1), params=params, ema_params=params)
+        loop.enter(prepared, home / "run", SimpleNamespace(say=print))
+        with checkpoint.checkpoints(home / "run", keep=1) as saved:
+            saved.save(state)
+            saved.finish(state)
+    return home / "run"
+
+
+def with_settings(run, target, **changes):
+    """A copy of the run as it would be with other settings and the same parameters."""
+    shutil.copytree(run, target)
+    content = json.loads((target / "config.json").read_text())
+    for name, value in changes.items():
+        section, field = name.split(".")
+        content["config"][section][field] = value
+    (target / "config.json").write_text(json.dumps(content))
+    return target
+
+
+def outcome(run, command):
+    """What a command makes of a run, as bytes; or that it refuses."""
+    if command == "sample":
+        cli.main(["sample", str(run), "-n", "2", "--out", str(run / "a.npz")])
+        with np.load(run / "a.npz") as file:
+            return b"".join(np.ascontiguousarray(file[name]).tobytes() for name in sorted(file.files))
+    if command == "nll":
+        cli.main(["nll", str(run), "-n", "2", "--batch-size", "2", "--num-steps", "5", "--optimal-steps", "2"])
+        (summary,) = run.glob("nll/*/summary.json")
+        return json.dumps(json.loads(summary.read_text())["bits_per_dim"]).encode()
+    if command == "learn-sampler":
+        network = network_of(trained.of_run(run, print))
+        answer = network.make_denoise(*network.data)(jnp.asarray(X), NOISE_LEVEL).x_0
+        schedule = trained.of_run(run, print).schedule
+        return np.asarray(answer).tobytes() + schedule.alphas_cumprod_float64.tobytes()
+    try:
+        folders, _ = save.parts(trained.loaded_run(run, print))
+    except ValueError:
+        return REFUSED.encode()
+    return json.dumps(folders["scheduler"].config).encode()
+
+
+@pytest.fixture(scope="module")
+def unchanged(run, tmp_path_factory):
+    with jax.numpy_dtype_promotion("standard"):
+        copy = with_settings(run, tmp_path_factory.mktemp("unchanged") / "run")
+        return {command: outcome(copy, command) for command in EVERY}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_setting_matters(name, run, unchanged, tmp_path):
+    value, commands = SETTINGS[name]
+    copy = with_settings(run, tmp_path / "run", **{name: value})
+    found = {command: outcome(copy, command) for command in EVERY}
+    assert {command for command in EVERY if found[command] != unchanged[command]} == commands
+
+
+def test_the_settings_of_edm_matter(run, unchanged, tmp_path):
+    """With the loss of EDM the network is another function of its output, and sigma_data a part of that."""
+    a = with_settings(run, tmp_path / "a", **EDM)
+    b = with_settings(run, tmp_path / "b", **EDM | {"objective.sigma_data": 1.0})
+    for command in EVERY:
+        of_a, of_b = outcome(a, command), outcome(b, command)
+        assert of_a != unchanged[command], command
+        assert of_a != of_b or of_a == REFUSED.encode(), command
+    assert outcome(a, "convert") == REFUSED.encode()
+
+
+@pytest.mark.parametrize("prediction", ["score", "x_prev"])
+def test_what_diffusers_has_no_word_for_is_not_converted(prediction, run, tmp_path):
+    copy = with_settings(run, tmp_path / "run", **{"objective.prediction": prediction})
+    with pytest.raises(ValueError, match=f"prediction[= ]'{prediction}'"):
+        save.parts(trained.loaded_run(copy, print))
+
+
+def test_another_variance_by_name_is_said(run, tmp_path, capsys):
+    copy = with_settings(run, tmp_path / "run", **{"objective.variance": "fixed_small"})
+    drawn = {}
+    for name in ("ddpm", "ddpm_small", "ddpm_large"):
+        capsys.readouterr()
+        cli.main(["sample", str(copy), "--sampler", name, "-n", "2", "--out", str(copy / f"{name}.npz")])
+        said = "sampler 'ddpm_large' has variance 'fixed_large', the network was trained for 'fixed_small'"
+        assert (said in capsys.readouterr().out) == (name == "ddpm_large")
+        drawn[name] = dict(np.load(copy / f"{name}.npz"))
+    for key in drawn["ddpm"]:
+        np.testing.assert_array_equal(drawn["ddpm"][key], drawn["ddpm_small"][key])
+        assert (drawn["ddpm"][key] != drawn["ddpm_large"][key]).any()

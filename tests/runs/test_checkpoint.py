@@ -1,0 +1,369 @@
+"""Runs that are stopped, damaged and moved."""
+
+import dataclasses
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddpm_jax.config.run import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    SampleConfig,
+    ScheduleConfig,
+    TrainConfig,
+)
+from ddpm_jax.runs import checkpoint, sealing
+from ddpm_jax.train import loop
+from ddpm_jax.train.metrics import MetricsLog, read_metrics
+from ddpm_jax.train.state import TrainState
+
+# Everything a state can hold: t is drawn by importance, and so few t that their histories are full at step 3.
+CONFIG = Config(
+    data=DataConfig(flip=True),
+    schedule=ScheduleConfig(num_timesteps=4, arguments={"beta_end": 0.5}),
+    objective=ObjectiveConfig(
+        loss="hybrid", variance="learned_range", timesteps="importance", timesteps_arguments={"history": 2}
+    ),
+    model=ModelConfig(channels=4, channel_multipliers=(1,), attention_resolutions=(), dropout=0.2, num_groups=2),
+    optimizer=OptimizerConfig(warmup_steps=2, decay_steps=None, ema_decays=(0.9,), ema_sigmas=(0.1,)),
+    sample=SampleConfig(num_steps=2, num_images=4),
+    train=TrainConfig(num_steps=8, batch_size=8, log_every=2, checkpoint_every=2, sample_every=8, keep_checkpoints=2),
+)
+
+
+@pytest.fixture(autouse=True)
+def optax_promotes():
+    """optax multiplies its int32 count by floats, which this suite's strict promotion forbids."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+class Notes:
+    """A report that remembers."""
+
+    def __init__(self):
+        self.said, self.seen, self.logged = [], [], []
+
+    def start(self, first_step, num_steps):
+        self.seen.append(first_step)
+
+    def step(self, step):
+        self.seen.append(step)
+
+    def metrics(self, step, values):
+        self.logged.append((step, values["loss"]))
+
+    def say(self, message):
+        self.said.append(message)
+
+
+def with_steps(n, config=CONFIG):
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, num_steps=n))
+
+
+def fit(workdir, config=CONFIG):
+    notes = Notes()
+    loop.fit(config, workdir, notes)
+    return notes
+
+
+def leaves(workdir, items=sealing.ITEMS):
+    """All arrays of the newest checkpoint, by name."""
+    template = jax.eval_shape(loop.prepare(checkpoint.load_run(workdir).config).init)
+    with checkpoint.checkpoints(workdir) as saved:
+        return {
+            name + jax.tree_util.keystr(path): np.asarray(leaf)
+            for name in items
+            if jax.tree.leaves(getattr(template, name))
+            for path, leaf in jax.tree_util.tree_leaves_with_path(
+                saved.restore_item(name, on_first_device(getattr(template, name)), print)
+            )
+        }
+
+
+def on_first_device(template):
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), template)
+
+
+def assert_same_leaves(a, b):
+    assert a.keys() == b.keys() and len(a) > 50
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    with jax.numpy_dtype_promotion("standard"):
+        notes = fit(workdir)
+    return workdir, notes
+
+
+# ------------------------------------------------------------------------------------------------------- identities
+
+
+def test_n_steps_are_k_steps_and_a_resume_bitwise(uninterrupted, tmp_path):
+    whole, notes = uninterrupted
+    first, second = fit(tmp_path / "run", with_steps(4)), fit(tmp_path / "run")
+    assert first.seen == [0, 1, 2, 3, 4] and second.seen == [4, 5, 6, 7, 8] and notes.seen == list(range(9))
+    assert_same_leaves(leaves(tmp_path / "run"), leaves(whole))
+    assert first.logged + second.logged == notes.logged
+    metrics = lambda w: [(m["step"], m["loss"]) for m in read_metrics(w / "metrics.jsonl")]
+    assert metrics(tmp_path / "run") == metrics(whole) == notes.logged
+    assert (tmp_path / "run" / "samples.png").read_bytes() == (whole / "samples.png").read_bytes()
+
+
+def test_a_finished_run_changes_nothing_but_its_pictures(uninterrupted):
+    whole, _ = uninterrupted
+    before = leaves(whole)
+    assert fit(whole).seen == [8]
+    assert_same_leaves(leaves(whole), before)
+
+
+KILLED = """
+import dataclasses, os, signal, sys
+from pathlib import Path
+from tests.runs.test_checkpoint import CONFIG, Notes, loop
+
+class Killed(Notes):
+    def step(self, step):
+        if step == int(sys.argv[2]):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+loop.fit(CONFIG, Path(sys.argv[1]), Killed())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [1, 5, 7])
+def test_kill_9_and_resume_bitwise(uninterrupted, tmp_path, step):
+    whole, _ = uninterrupted
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path / "run"), str(step)], cwd=Path(__file__).parent.parent.parent
+    )
+    assert killed.returncode == -signal.SIGKILL
+    resumed = fit(tmp_path / "run")
+    # Step 4's checkpoint may still have been on its way when step 5 was killed; then it goes on from 2.
+    assert resumed.seen[0] in {1: [0], 5: [2, 4], 7: [4, 6]}[step]
+    assert_same_leaves(leaves(tmp_path / "run"), leaves(whole))
+    assert [m["step"] for m in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [2, 4, 6, 8]
+
+
+@pytest.mark.slow
+def test_restoring_onto_another_number_of_devices(uninterrupted):
+    """The run used 4 devices: the same arrays come back on 1 and on 2, and go on training there."""
+    whole, _ = uninterrupted
+    expected = leaves(whole)
+    for n in (1, 2):
+        run = loop.prepare(with_steps(9), jax.local_devices()[:n])
+        template = loop.step.replicated(jax.eval_shape(run.init), run.devices)
+        with checkpoint.checkpoints(whole) as saved:
+            state = saved.restore(template, print)
+        found = {
+            name + jax.tree_util.keystr(path): np.asarray(leaf)
+            for name in sealing.ITEMS
+            for path, leaf in jax.tree_util.tree_leaves_with_path(getattr(state, name))
+        }
+        assert_same_leaves(found, expected)
+        assert len(jax.tree.leaves(state.params)[0].sharding.device_set) == n
+        state, metrics = run.train_step(state, run.batch(8))
+        assert int(state.step) == 9 and np.isfinite(float(metrics["loss"]))
+
+
+def test_asynchronous_saves_hold_the_state_they_were_given(tmp_path):
+    """Training goes on, with donated buffers, while a checkpoint is written."""
+    big = {"w": jnp.zeros((2000, 1000))}
+    state = TrainState(jnp.int32(0), big, jax.tree.map(jnp.copy, big), jax.tree.map(jnp.copy, big))
+    donated = jax.jit(lambda s: jax.tree.map(lambda x: x + jnp.ones_like(x), s), donate_argnums=0)
+    with checkpoint.checkpoints(tmp_path, keep=2) as saved:
+        for _ in range(4):
+            state = donated(state)
+            saved.save(state)
+            for _ in range(3):
+                state = donated(state)
+    template = on_first_device(jax.eval_shape(lambda: state))
+    with checkpoint.checkpoints(tmp_path) as saved:
+        assert sorted(p.name for p in saved.directory.iterdir()) == ["13", "9"]
+        found = saved.restore(template, pytest.fail)
+    assert int(found.step) == 13 and (np.asarray(found.params["w"]) == 13).all()
+
+
+# -------------------------------------------------------------------------------------------------------- behaviour
+
+
+@pytest.fixture
+def run(uninterrupted, tmp_path):
+    """A copy of the finished run, to be damaged. It has checkpoints 6 and 8."""
+    shutil.copytree(uninterrupted[0], tmp_path / "run")
+    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["6", "8"]
+    return tmp_path / "run"
+
+
+def largest(item):
+    return max((p for p in item.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+def test_any_damage_to_any_file_is_seen(run):
+    directory = run / "checkpoints" / "8"
+    assert sealing.damage(directory) is None
+    for path in (p for item in sealing.ITEMS for p in (directory / item).rglob("*") if p.is_file()):
+        content = path.read_bytes()
+        for harm in (truncate, flip_a_bit, Path.unlink) if content else (Path.unlink,):
+            harm(path)
+            assert path.name in sealing.damage(directory)
+            path.write_bytes(content)
+    assert sealing.damage(directory) is None
+
+
+@pytest.mark.slow  # test_damage.py has a hundred
+@pytest.mark.parametrize(
+    "damage, item", [(truncate, "params"), (flip_a_bit, "opt_state"), (Path.unlink, "timestep_state")]
+)
+def test_a_damaged_checkpoint_falls_back_to_the_last_good_one(run, uninterrupted, damage, item):
+    damage(largest(run / "checkpoints" / "8" / item))  # every kind of damage to every file: test_damage
+    notes = fit(run)
+    assert notes.seen == [6, 7, 8]
+    assert len(notes.said) == 1 and "checkpoint 8 is damaged (" in notes.said[0] and "going on from 6" in notes.said[0]
+    assert_same_leaves(leaves(run), leaves(uninterrupted[0]))
+    assert (run / "damaged" / "8").is_dir()  # set aside, not deleted
+
+
+def test_sampling_from_a_damaged_checkpoint_moves_nothing(run):
+    truncate(largest(run / "checkpoints" / "8" / "ema_params"))
+    said, template = [], jax.eval_shape(loop.prepare(CONFIG).init).ema_params
+    checkpoint.restore_ema_and_step(run, template, said.append)
+    assert len(said) == 1 and "checkpoint 8 is damaged (" in said[0] and "using 6" in said[0]
+    assert (run / "checkpoints" / "8").is_dir()
+
+
+def test_all_checkpoints_damaged_is_an_error_that_lists_them(run):
+    for step in (6, 8):
+        flip_a_bit(largest(run / "checkpoints" / str(step) / "params"))
+    with pytest.raises(ValueError, match=r"every checkpoint in .* is damaged \(8: .*; 6: .*\)"):
+        fit(run)
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["6", "8"]
+
+
+def test_a_half_written_checkpoint_is_not_taken_for_one(run):
+    shutil.copytree(run / "checkpoints" / "8", run / "checkpoints" / "10.orbax-checkpoint-tmp-1")
+    assert fit(run).seen == [8]
+
+
+@pytest.mark.slow
+def test_without_a_seal(run):
+    (run / "checkpoints" / "8" / "seal.json").unlink()
+    notes = fit(run)
+    assert notes.seen == [6, 7, 8] and "no seal.json" in notes.said[0]
+    for step in (6, 8):
+        (run / "checkpoints" / str(step) / "seal.json").unlink()
+    notes = fit(run)
+    assert notes.seen == list(range(9)) and "going on from the beginning" in notes.said[-1]
+
+
+def test_another_configuration_is_refused(run):
+    other = dataclasses.replace(CONFIG, optimizer=dataclasses.replace(CONFIG.optimizer, learning_rate=0.1))
+    before = 6e-3  # of the digits
+    with pytest.raises(ValueError, match=rf"another configuration \(optimizer.learning_rate: {before}, now 0.1\)"):
+        fit(run, other)
+    with pytest.raises(ValueError, match=r"train.seed: 0, now 1"):
+        fit(run, dataclasses.replace(CONFIG, train=dataclasses.replace(CONFIG.train, seed=1)))
+
+
+@pytest.mark.slow
+def test_other_data_under_the_same_name_is_refused(tmp_path):
+    pictures = np.random.RandomState(0).randint(0, 256, (9, 8, 8, 1)).astype(np.uint8)
+    config = with_steps(1, dataclasses.replace(CONFIG, data=DataConfig(name=str(tmp_path / "x.npy"))))
+    np.save(tmp_path / "x.npy", pictures)
+    fit(tmp_path / "run", config)
+    np.save(tmp_path / "x.npy", pictures[:8])
+    with pytest.raises(ValueError, match="num_examples of the data: 9, now 8"):
+        fit(tmp_path / "run", config)
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "same"),
+    [("train", {"batch_size": 3}, True), ("optimizer", {"learning_rate": 1e-4}, True),
+     ("model", {"dropout": 0.5}, True), ("model", {"channels": 32}, False), ("objective", {"prediction": "v"}, False)],
+)  # fmt: skip
+def test_with_which_settings_another_run_may_go_on(section, change, same, tmp_path):
+    """Those of a network whose output means the same."""
+    checkpoint.open_run(tmp_path / "run", checkpoint.RunInfo(Config(), (8, 8, 1), 9))
+    (tmp_path / "run" / "checkpoints" / "4").mkdir(parents=True)
+    changed = dataclasses.replace(Config(), **{section: dataclasses.replace(getattr(Config(), section), **change)})
+    with pytest.raises(ValueError, match="belongs to another configuration") as error:
+        checkpoint.open_run(tmp_path / "run", checkpoint.RunInfo(changed, (8, 8, 1), 9))
+    assert ("--train.begin-from" in str(error.value)) == same
+
+
+def test_a_directory_with_other_files_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match=r"not empty and holds no run \(no config.json\)"):
+        fit(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_the_directory_says_what_the_run_is(uninterrupted):
+    whole, _ = uninterrupted
+    info = checkpoint.load_run(whole)
+    assert info == checkpoint.RunInfo(CONFIG, (8, 8, 1), 1797)
+    first = json.loads((whole / "environment.jsonl").read_text().splitlines()[0])
+    assert first["from_step"] == 0 and first["versions"]["jax"] == jax.__version__ and "git_commit" in first
+    assert first["devices"].startswith("4 x")
+
+
+def test_a_broken_config_is_one_clear_error(run):
+    values = json.loads((run / "config.json").read_text())
+    values["config"]["model"]["chanels"] = 3
+    (run / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"config.json: not a configuration: .*chanels"):
+        checkpoint.load_run(run)
+    (run / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config.json: Expecting"):
+        checkpoint.load_run(run)
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(tmp_path):
+    config = dataclasses.replace(
+        CONFIG, optimizer=OptimizerConfig(learning_rate=1e30, warmup_steps=0, decay_steps=None, clip_norm=1e30)
+    )
+    with pytest.raises(FloatingPointError, match=r"(loss|grad_norm) of step \d is (nan|inf)"):
+        fit(tmp_path / "run", config)
+    template = jax.eval_shape(loop.prepare(CONFIG).init)
+    if any((tmp_path / "run" / "checkpoints").glob("[0-9]*")):
+        assert np.isfinite(
+            jax.tree.leaves(checkpoint.restore_ema_and_step(tmp_path / "run", template.ema_params, print)[0])[0]
+        ).all()
+
+
+def test_metrics_survive_a_line_cut_by_a_kill(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 2, "loss": 1}\n{"step": 4, "loss": 0.5}\n{"step": 6, "lo')
+    log = MetricsLog(tmp_path, 3)
+    time.sleep(0.01)
+    values = log.write(4, {"loss": 0.25}, batch_size=10)
+    log.close()
+    assert [(m["step"], m["loss"]) for m in read_metrics(tmp_path / "metrics.jsonl")] == [(2, 1), (4, 0.25)]
+    assert 0 < values["images_per_second"] <= 1000
