@@ -18,9 +18,9 @@ import numpy as np
 
 from ddpm_jax import schedules
 from ddpm_jax.interop import contents, dit, files, hub, kinds
-from ddpm_jax.interop.compvis.load import UNET, load_latent_diffusion
 from ddpm_jax.interop.ddim.load import load_ddim
 from ddpm_jax.interop.diffusers.load import load_folder
+from ddpm_jax.interop.ldm.load import UNET, load_latent_diffusion
 from ddpm_jax.interop.loaded import Loaded
 from ddpm_jax.interop.openai.load import load_unet
 from ddpm_jax.names import unknown

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.interop import layers
-from ddpm_jax.interop.diffusers import autoencoder
+from ddpm_jax.interop import autoencoder, layers
 from ddpm_jax.models.autoencoder import AutoencoderKL
 from ddpm_jax.models.vq import VQModel, quantization_loss
 from tests.helpers import relative

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from ddpm_jax.interop import compvis, layers
+from ddpm_jax.interop import layers, ldm
 from ddpm_jax.interop.diffusers import conditional
 from ddpm_jax.models import UNet
 from ddpm_jax.models.transformer import SpatialTransformer
@@ -24,7 +24,7 @@ TRANSFORMER = (
 NETWORKS = {
     "unet2dcond_sd1": UNET2DCOND,
     "unet2dcond_sd2_linear_class": UNET2DCOND,
-    "ldm_unet_spatial_transformer": (compvis.unet_from_config, compvis.unet_to_params, compvis.params_to_unet),
+    "ldm_unet_spatial_transformer": (ldm.unet_from_config, ldm.unet_to_params, ldm.params_to_unet),
 }
 
 
@@ -120,7 +120,7 @@ def test_published_configurations():
     first = conditional.unet_from_config(STABLE_DIFFUSION_1)
     assert count(first, 768) == 859_520_964
     assert count(conditional.unet_from_config(STABLE_DIFFUSION_2), 1024) == 865_910_724
-    other = compvis.unet_from_config(LDM)
+    other = ldm.unet_from_config(LDM)
     assert replace(other, attention_factors=(1, 2, 4)) == first
 
 
@@ -150,7 +150,7 @@ def test_other_configurations_are_refused(change, message):
 )
 def test_other_configurations_of_ldm_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
-        compvis.unet_from_config(LDM | change)
+        ldm.unet_from_config(LDM | change)
 
 
 def test_other_transformers_are_refused():

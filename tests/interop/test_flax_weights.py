@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from flax import serialization, traverse_util
 
-from ddpm_jax.interop import clip, files, flax_weights, load, save_diffusers
-from ddpm_jax.interop.diffusers import autoencoder, conditional
+from ddpm_jax.interop import autoencoder, clip, files, flax_weights, load, save_diffusers
+from ddpm_jax.interop.diffusers import conditional
 from ddpm_jax.names import choose
 from tests.helpers import few, golden, relative
 from tests.interop.golden_networks import nhwc

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax.interop.openai import glide
+from ddpm_jax.interop import glide
 from ddpm_jax.models import Glide
 from tests.helpers import few, relative, relative_rms
 from tests.interop.golden_networks import check, check_every_misfit_is_listed, check_there_and_back, nhwc, stored

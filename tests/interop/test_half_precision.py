@@ -7,7 +7,7 @@ from safetensors.numpy import save_file
 
 from ddpm_jax import schedules
 from ddpm_jax.interop import dit, load, rounding
-from ddpm_jax.interop.compvis import load as load_ldm
+from ddpm_jax.interop.ldm import load as load_ldm
 from tests.interop.golden_networks import load as golden
 from tests.interop.test_load import fails, same_tree
 from tests.interop.test_load_files import LATENTS, latent_diffusion  # noqa: F401

@@ -3,8 +3,8 @@
 import pytest
 
 from ddpm_jax.interop import kinds, openai
-from ddpm_jax.interop.compvis import load as load_ldm
 from ddpm_jax.interop.ddim.load import DIFFUSION, NETWORK, load_ddim
+from ddpm_jax.interop.ldm import load as load_ldm
 from ddpm_jax.interop.loading import _load_dit
 from ddpm_jax.interop.openai import load as load_openai
 from tests.interop.golden_networks import load as golden

@@ -11,8 +11,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from ddpm_jax import samplers, schedules
-from ddpm_jax.interop import diffusers, dit, load
-from ddpm_jax.interop.diffusers import autoencoder, conditional
+from ddpm_jax.interop import autoencoder, diffusers, dit, load
+from ddpm_jax.interop.diffusers import conditional
 from tests.helpers import relative
 from tests.interop.golden_networks import load as golden
 from tests.interop.golden_networks import nhwc

@@ -14,9 +14,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from ddpm_jax import schedules
-from ddpm_jax.interop import compvis, ddim, dit, layers, load, openai, shown
-from ddpm_jax.interop.compvis import load as load_ldm
-from ddpm_jax.interop.diffusers import autoencoder
+from ddpm_jax.interop import autoencoder, ddim, dit, layers, ldm, load, openai, shown
+from ddpm_jax.interop.ldm import load as load_ldm
 from ddpm_jax.interop.openai import load as load_openai
 from ddpm_jax.interop.openai.published import CONFIGS, DIFFUSIONS
 from ddpm_jax.interop.published import DDIM, LATENT_DIFFUSION
@@ -120,7 +119,7 @@ def test_openai_errors(tmp_path, shared_golden):
 def shapes_of(config) -> dict[str, np.ndarray]:
     """Arrays of no memory with the names and shapes of a network's weights, in their project."""
     if config.get("use_spatial_transformer"):
-        names, wanted, conv1x1 = compvis._layout(config)
+        names, wanted, conv1x1 = ldm._layout(config)
         conv1d = frozenset()
     else:
         model = openai.unet_from_config(config)
@@ -159,7 +158,7 @@ LDM_SIZES = {
     "LDM CelebA-HQ, FFHQ or LSUN bedrooms": 274.06,
     "LDM LSUN churches": 294.97,
 }
-ABSENT_LDM = load_openai.ABSENT | {name: default for name, (default, _) in compvis.SETTINGS.items()}
+ABSENT_LDM = load_openai.ABSENT | {name: default for name, (default, _) in ldm.SETTINGS.items()}
 
 
 @pytest.mark.parametrize("name", few(LATENT_DIFFUSION, *[*LATENT_DIFFUSION][:2]))
@@ -198,9 +197,9 @@ def test_latent_diffusion(latent_diffusion, tmp_path, shared_golden, highest):
     config = LATENTS | {"unet_config": {"target": "UNetModel", "params": unet}, "scale_factor": 0.25, "monitor": "loss"}
     loaded = load(saved(tmp_path / "model.ckpt", weights), config)
     assert loaded.origin == "a LatentDiffusion of CompVis; left out: the encoder of its condition, 1 arrays"
-    assert loaded.model == compvis.unet_from_config(unet)
+    assert loaded.model == ldm.unet_from_config(unet)
     plain = {name.removeprefix(load_ldm.UNET): a for name, a in weights.items() if name.startswith(load_ldm.UNET)}
-    same_tree(loaded.params, compvis.unet_to_params(plain, unet))
+    same_tree(loaded.params, ldm.unet_to_params(plain, unet))
     assert (loaded.image_shape, loaded.prediction, loaded.variance) == ((8, 8, 4), "eps", "fixed_small")
     assert (loaded.sampler, loaded.clip) == ("ddim", None)
     # float64 from the settings, since the file has them rounded to float32.

@@ -11,8 +11,8 @@ import safetensors.numpy
 from safetensors.numpy import load_file
 
 from ddpm_jax import interop, models, process, schedules
-from ddpm_jax.interop import FirstStage, Loaded, compvis, ddim, diffusers, dit, openai
-from ddpm_jax.interop.diffusers import autoencoder, conditional, save
+from ddpm_jax.interop import FirstStage, Loaded, autoencoder, ddim, diffusers, dit, ldm, openai
+from ddpm_jax.interop.diffusers import conditional, save
 from ddpm_jax.interop.diffusers import to_diffusers as to
 from ddpm_jax.samplers.configs.common import schedule_of
 from tests.helpers import few
@@ -27,7 +27,7 @@ STORED = {
     "improved_unet": (openai.unet_from_config, openai.unet_to_params),
     "unet2dcond_sd1": (conditional.unet_from_config, conditional.unet2dcond_to_params),
     "unet2dcond_sd2_linear_class": (conditional.unet_from_config, conditional.unet2dcond_to_params),
-    "ldm_unet_spatial_transformer": (compvis.unet_from_config, compvis.unet_to_params),
+    "ldm_unet_spatial_transformer": (ldm.unet_from_config, ldm.unet_to_params),
     "dit_transformer2d": (dit.transformer2d_from_config, dit.transformer2d_to_params),
 }
 SMALL_KL = {"block_out_channels": [8, 16], "norm_num_groups": 4, "latent_channels": 4}

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from ddpm_jax.interop import compvis, contents, dit, load
-from ddpm_jax.interop.compvis import load as load_ldm
+from ddpm_jax.interop import contents, dit, ldm, load
 from ddpm_jax.interop.diffusers import load as load_diffusers
+from ddpm_jax.interop.ldm import load as load_ldm
 from tests.interop.golden_networks import load as golden
 from tests.interop.test_load import fails, same_tree
 from tests.interop.test_load_files import LATENTS, latent_diffusion, moving_averages  # noqa: F401
@@ -199,7 +199,7 @@ def test_averages_of_latent_diffusion(latent_diffusion, saved):  # noqa: F811
     config, averages = LATENTS | {"unet_config": unet}, moving_averages(weights)
     path = saved({"state_dict": prefixed("module.", weights | averages), "epoch": 3})
     inner = {name.removeprefix(UNET): array for name, array in weights.items() if name.startswith(UNET)}
-    plain = compvis.unet_to_params(inner, unet)
+    plain = ldm.unet_to_params(inner, unet)
     loaded = load(path, config)
     same_tree(loaded.params, jax.tree.map(lambda leaf: leaf + np.float32(1), plain))
     assert loaded.first_stage is not None and "; weights: the average, model_ema" in loaded.origin

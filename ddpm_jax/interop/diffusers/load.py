@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import numpy as np
 from flax import linen as nn
 
-from ddpm_jax.interop import contents, diffusers, dit, files, flax_weights
-from ddpm_jax.interop.diffusers import autoencoder, conditional
+from ddpm_jax.interop import autoencoder, contents, diffusers, dit, files, flax_weights
+from ddpm_jax.interop.diffusers import conditional
 from ddpm_jax.interop.loaded import FirstStage, Loaded
 from ddpm_jax.names import choose, unknown
 from ddpm_jax.process import LEARNED

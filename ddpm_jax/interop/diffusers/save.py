@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ddpm_jax.interop import diffusers, dit
-from ddpm_jax.interop.diffusers import autoencoder, conditional, to_diffusers
+from ddpm_jax.interop import autoencoder, diffusers, dit
+from ddpm_jax.interop.diffusers import conditional, to_diffusers
 from ddpm_jax.interop.loaded import FirstStage, Loaded
 from ddpm_jax.models.autoencoder import AutoencoderKL
 from ddpm_jax.models.dit import DiT

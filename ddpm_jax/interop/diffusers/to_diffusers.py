@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ddpm_jax.interop import diffusers, dit
-from ddpm_jax.interop.diffusers import autoencoder, conditional
+from ddpm_jax.interop import autoencoder, diffusers, dit
+from ddpm_jax.interop.diffusers import conditional
 from ddpm_jax.models.autoencoder import Autoencoder, AutoencoderKL
 from ddpm_jax.models.dit import DiT
 from ddpm_jax.models.encoder import each

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from ddpm_jax.interop import diffusers, dit
-from ddpm_jax.interop.diffusers import autoencoder, conditional
+from ddpm_jax.interop import autoencoder, diffusers, dit
+from ddpm_jax.interop.diffusers import conditional
 from ddpm_jax.tools.parity import configs, recorded
 from ddpm_jax.tools.parity.results import Result, compared, relative, without_steps
 from ddpm_jax.tools.parity.search import explained

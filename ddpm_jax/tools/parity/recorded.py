@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import load_file
 
-from ddpm_jax.interop import clip, compvis, ddim, diffusers, dit, openai
-from ddpm_jax.interop.diffusers import autoencoder, conditional
-from ddpm_jax.interop.openai import glide
+from ddpm_jax.interop import autoencoder, clip, ddim, diffusers, dit, glide, ldm, openai
+from ddpm_jax.interop.diffusers import conditional
 from ddpm_jax.tools.parity import configs
 from ddpm_jax.tools.parity.results import Result, compared, not_compared, relative, without_steps
 from ddpm_jax.tools.parity.search import explained
@@ -95,7 +94,7 @@ NETWORKS: dict[str, Recorded] = {
     "glide_text2im": Recorded(GLIDE, changes={"in_channels": 3}),
     "glide_superres": Recorded(GLIDE, changes={"in_channels": 6}),
     "clip_text": Recorded((clip.clip_from_config, clip.clip_to_params), "out.last_hidden_state", _text),
-    "ldm_unet_spatial_transformer": Recorded((compvis.unet_from_config, compvis.unet_to_params)),
+    "ldm_unet_spatial_transformer": Recorded((ldm.unet_from_config, ldm.unet_to_params)),
     "ldm_kl_encoder": Recorded(LDM_KL, "out.moments", _moments, beside="ldm_kl_decoder"),
     "ldm_kl_decoder": Recorded(LDM_KL, "out.decoded", _plain("in.x", method="decode"), beside="ldm_kl_encoder"),
     **{name: Recorded(UNET2D) for name in ("unet2d_ddpm_pad0", "unet2d_pad1_class_scaleshift", "unet2d_resnet_updown")},

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax import interop, schedules
-from ddpm_jax.interop import FirstStage, Loaded, compvis, ddim, openai
+from ddpm_jax.interop import FirstStage, Loaded, ddim, ldm, openai
 from ddpm_jax.interop.diffusers import to_diffusers
 from tests.helpers import few, relative
 from tests.interop import golden_networks
@@ -175,7 +175,7 @@ def test_dit_at_another_size(size, torch, theirs, highest):
 STORED = {
     "improved_unet": (openai.unet_from_config, openai.unet_to_params, "UNet2DModel"),
     "ddim_model": (ddim.unet_from_config, ddim.ddim_to_params, "UNet2DModel"),
-    "ldm_unet_spatial_transformer": (compvis.unet_from_config, compvis.unet_to_params, "UNet2DConditionModel"),
+    "ldm_unet_spatial_transformer": (ldm.unet_from_config, ldm.unet_to_params, "UNet2DConditionModel"),
 }
 
 

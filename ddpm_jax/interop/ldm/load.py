@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from ddpm_jax import schedules
-from ddpm_jax.interop import compvis, kinds, openai, rounding, shown
+from ddpm_jax.interop import autoencoder, kinds, ldm, openai, rounding, shown
 from ddpm_jax.interop.contents import UNET
-from ddpm_jax.interop.diffusers import autoencoder
 from ddpm_jax.interop.loaded import FirstStage, Loaded
 from ddpm_jax.interop.openai.load import ABSENT
 from ddpm_jax.interop.published import LATENT_DIFFUSION
@@ -61,7 +60,7 @@ def load_latent_diffusion(weights: Mapping[str, np.ndarray], config: Mapping[str
     kinds.check(config, kinds.LATENT_DIFFUSION)
     unet, average = _unet_weights(weights, config.get("use_ema", SETTINGS["use_ema"]))
     candidates = {name: entry["unet_config"] for name, entry in LATENT_DIFFUSION.items()}
-    absent = ABSENT | {name: default for name, (default, _) in compvis.SETTINGS.items()}
+    absent = ABSENT | {name: default for name, (default, _) in ldm.SETTINGS.items()}
     given = "unet_config" in config
     names = [] if given else shown.matches(shown.conditional_unet(unet), candidates, absent)
     settings = SETTINGS | (LATENT_DIFFUSION[names[0]] if names else {}) | dict(config)
@@ -74,7 +73,7 @@ def load_latent_diffusion(weights: Mapping[str, np.ndarray], config: Mapping[str
         )
     unet_settings = _params_of("unet_config", settings["unet_config"])
     kinds.check(unet_settings, kinds.OPENAI)
-    family = compvis if unet_settings.get("use_spatial_transformer", False) else openai
+    family = ldm if unet_settings.get("use_spatial_transformer", False) else openai
     model, params = family.unet_from_config(unet_settings), family.unet_to_params(unet, unet_settings)
     out, size = unet_settings["out_channels"], settings["image_size"]
     schedule, said = _schedule(weights, settings)
