@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-MOST = 2**24  # of any count: larger ones are mistakes, and take forever
+from ddpm_jax.samplers.configs.reading import MOST
+
 # Where settings are missing, and a command was what missed them.
 COMMAND = "on the command line --config FILE.json"
 

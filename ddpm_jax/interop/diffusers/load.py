@@ -16,7 +16,7 @@ from ddpm_jax.names import choose, unknown
 from ddpm_jax.process import LEARNED
 from ddpm_jax.samplers.configs import CLASSES, read
 from ddpm_jax.samplers.configs.common import DEFAULTS, prediction_of, schedule_of
-from ddpm_jax.samplers.configs.reading import check_kinds, read_json, refuse_pointer
+from ddpm_jax.samplers.configs.reading import check_kinds, read_file, read_json
 
 Reader = Callable[[Mapping[str, np.ndarray], Mapping[str, Any]], dict[str, Any]]
 T = TypeVar("T")
@@ -266,8 +266,7 @@ def _weights(folder: Path, signature: str) -> tuple[dict[str, np.ndarray], str]:
 
 
 def _read(reader: Callable[[Path], T], path: Path) -> T:
-    """reader(path), whose errors say where; of a pointer of git-lfs, what to do."""
-    refuse_pointer(path)
+    """reader(path), whose errors say where."""
     try:
         return reader(path)
     except ValueError as error:
@@ -304,8 +303,7 @@ def _scheduler(
     if path is not None and "scheduler" in config and folder in path.parents:
         raise ValueError(f"a scheduler was given, and the folder has its own: {path.relative_to(folder)}")
     if isinstance(said, str | Path):
-        path = Path(said)
-        said = read_json(path / "scheduler_config.json" if path.is_dir() else path)
+        said = read_file(said)
     if isinstance(said, Mapping) and said.get("_class_name") is None and isinstance(index.get("scheduler"), list):
         said = {**said, "_class_name": (index["scheduler"] or [None])[-1]}
     try:

@@ -66,8 +66,7 @@ def read(config: Mapping[str, Any] | str | Path) -> tuple[str, dict[str, Any]]:
       ValueError: no JSON; an unknown class; a setting that no class knows, or of another kind than its default.
     """
     if isinstance(config, str | Path):
-        path = Path(config)
-        config = read_json(path / "scheduler_config.json" if path.is_dir() else path)
+        config = read_file(config)
     if not isinstance(config, Mapping):
         raise ValueError(f"a scheduler's configuration is a mapping, its file or its folder, got {config!r}")
     if "_class_name" not in config:
@@ -93,6 +92,16 @@ def read(config: Mapping[str, Any] | str | Path) -> tuple[str, dict[str, Any]]:
     if name == "EulerDiscreteScheduler" and found.get("prediction_type") == "original_sample":  # its old word
         found["prediction_type"] = "sample"
     return name, found
+
+
+def read_file(place: str | Path) -> dict[str, Any]:
+    """scheduler_config.json as a mapping, from its path or its folder.
+
+    Raises:
+      FileNotFoundError, ValueError: as read_json.
+    """
+    path = Path(place)
+    return read_json(path / "scheduler_config.json" if path.is_dir() else path)
 
 
 def read_json(path: Path) -> dict[str, Any]:
