@@ -4,13 +4,13 @@ import struct
 import tokenize
 import zipfile
 import zlib
-from dataclasses import replace
 from pathlib import Path
 from typing import IO, NamedTuple
 
 import numpy as np
 
-from ddpm_jax.data.images import Images, Say, Source, check_order, collect, fit, from_array, pointer
+from ddpm_jax.data.images import Images, Say, check_order, collect, fit, pointer
+from ddpm_jax.data.records import IMAGE, Indices, Source, from_arrays, image_feature, of_columns
 from ddpm_jax.names import unknown
 
 # What np.load ends in on bytes that are none of its: it checks some of what it reads, not all of it.
@@ -53,15 +53,14 @@ def open_array(path: Path, image_size: int | None, key: str | None, say: Say) ->
     _check(place, Held(array.dtype, array.shape))
     images: Images = array[..., None] if array.ndim == 3 else array
     if image_size is None or images.shape[1:3] == (image_size, image_size):
-        return from_array(str(path), images)
+        return from_arrays(str(path), {IMAGE: images})
     shape = (image_size, image_size, images.shape[-1])
-    return replace(
-        from_array(str(path), images),
-        image_shape=shape,
-        read=lambda indices: collect(
-            (fit(images[index], image_size) for index in indices), indices, shape, lambda i: f"image {i} of {path}"
-        ),
-    )
+
+    def fitted(indices: Indices) -> Images:
+        each = (fit(images[index], image_size) for index in indices)
+        return collect(each, indices, shape, lambda i: f"image {i} of {path}")
+
+    return of_columns(str(path), len(images), {IMAGE: image_feature(shape)}, {IMAGE: fitted})
 
 
 def _check(place: str, held: Held) -> None:

@@ -1,4 +1,4 @@
-"""Which images make up the batch of step k: a pure function of (seed, step).
+"""Which records make up the batch of step k: a pure function of (seed, step).
 
 Nothing is remembered between steps, so a run resumes, skips or repeats a step by asking for its number, and several
 processes agree on a batch without talking. Let n be the number of images and B the batch size. Position
@@ -12,14 +12,14 @@ generator to stay, but not the results of Generator.permutation. A permutation i
 import collections
 import functools
 import itertools
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ddpm_jax.data.images import Images, Source
+from ddpm_jax.data.records import IMAGE, Record, Source
 
 PERMUTATION, FLIP = 0, 1
 """Separate streams of one seed: the most significant word of Philox's counter."""
@@ -58,26 +58,35 @@ def batch_indices(seed: int, step: int, batch_size: int, num_examples: int) -> N
 
 
 def batch(
-    source: Source, seed: int, step: int, batch_size: int, *, flip: bool = False, rows: slice = ALL_ROWS
-) -> Images:
-    """The images of batch `step`, each mirrored left to right with probability 1/2 if `flip`.
+    source: Source,
+    seed: int,
+    step: int,
+    batch_size: int,
+    *,
+    flip: bool = False,
+    rows: slice = ALL_ROWS,
+    features: Sequence[str] = (IMAGE,),
+) -> Record:
+    """The records of batch `step`, each image mirrored left to right with probability 1/2 if `flip`.
 
     Args:
-      source: where the images come from.
+      source: where the records come from.
       seed: in [0, 2^64).
       step: number of the batch, from 0.
       batch_size: B, the size of the whole batch.
       flip: mirror at random; the coins are a function of (seed, step) too.
       rows: read only these rows; the result equals the whole batch[rows]. For the share of one process.
+      features: read only these names.
 
     Returns:
-      uint8 [B, H, W, C], or the rows asked for.
+      {name: [B, ...]}, or the rows asked for; `image` is uint8 [B, H, W, C].
     """
-    images = source.images(batch_indices(seed, step, batch_size, len(source))[rows])
-    if flip:
+    record = source.read(batch_indices(seed, step, batch_size, len(source))[rows], features)
+    if flip and IMAGE in record:
         heads = (_words(FLIP, seed, step, batch_size) >> np.uint64(63)).astype(bool)[rows]
+        images = record[IMAGE]
         images[heads] = images[heads, :, ::-1]
-    return images
+    return record
 
 
 def prefetch(function: Callable[[S], T], steps: Iterable[S], *, depth: int = 2) -> Generator[T]:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from ddpm_jax.data.finding import USUAL, Finder
-from ddpm_jax.data.images import Images, Say, Source, collect, fit
+from ddpm_jax.data.images import Images, Say, collect, fit
 from ddpm_jax.data.picture import GREY_MODES, MODES, Colour, Header, background, header, pixels, upright_size
+from ddpm_jax.data.records import IMAGE, Indices, Source, image_feature, of_columns
 
 T = TypeVar("T")
 
@@ -52,14 +53,12 @@ def open_folder(folder: Path, image_size: int | None, transparency: str | None, 
     def decode(index: int) -> Images:
         return fit(pixels(files[index], mode, behind), image_size)
 
-    height, width, channels = decode(0).shape
-    shape = (height, width, channels)
-    return Source(
-        name=str(folder),
-        num_examples=len(files),
-        image_shape=shape,
-        read=lambda indices: collect(_parallel(decode, indices), indices, shape, lambda i: files[i]),
-    )
+    shape = decode(0).shape
+
+    def images(indices: Indices) -> Images:
+        return collect(_parallel(decode, indices), indices, shape, lambda i: files[i])
+
+    return of_columns(str(folder), len(files), {IMAGE: image_feature(shape)}, {IMAGE: images})
 
 
 def _check_sizes(files: list[Path], headers: list[Header]) -> None:

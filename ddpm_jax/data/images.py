@@ -1,11 +1,6 @@
-"""What a data set is here: numbered uint8 images of one shape, read by index.
+"""Images as arrays uint8 [H, W, C]: which arrays can be some, and how they get one size."""
 
-Every reader (`folder`, `prepared`, arrays in `source`) turns a place into a `Source`. Images are [H, W, C] with
-C = 1 for grey and 3 for RGB, values 0..255; scaling to [-1, 1] belongs to training, not to reading.
-"""
-
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -13,69 +8,10 @@ from numpy.typing import NDArray
 
 from ddpm_jax.host import lfs
 
-MEMORY_BOUND = 1 << 30
-"""Sets of at most this many bytes once decoded (1 GiB) are kept in memory; larger ones are decoded per batch."""
-
-CHUNK = 1024
-
 MOST_CHANNELS = 4
 
 Images = NDArray[np.uint8]
-Progress = Callable[[int, int], None]
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Source:
-    """Images x_i, i in [0, num_examples), all of one shape.
-
-    Attributes:
-      name: what to call the data set in messages.
-      num_examples: number of images, at least 1.
-      image_shape: (H, W, C) of every image.
-      read: int64 [n] -> uint8 [n, H, W, C], a new array at each call. Called from several threads by `prefetch`.
-    """
-
-    name: str
-    num_examples: int
-    image_shape: tuple[int, int, int]
-    read: Callable[[NDArray[np.int64]], Images]
-
-    def __len__(self) -> int:
-        return self.num_examples
-
-    def images(self, indices: Sequence[int] | NDArray[np.integer]) -> Images:
-        """The images x_i for i in `indices`, uint8 [n, H, W, C]; the caller may write into them."""
-        indices = np.asarray(indices, np.int64)
-        outside = indices[(indices < 0) | (indices >= self.num_examples)]
-        if outside.size:
-            raise IndexError(f"image {outside[0]} asked of {self.name}, which has images 0 to {self.num_examples - 1}")
-        return self.read(indices)
-
-
-def in_memory(source: Source, progress: Progress | None = None) -> Source:
-    """The same images, decoded once into one array if that takes at most MEMORY_BOUND bytes.
-
-    Args:
-      source: where the images come from.
-      progress: called as progress(images decoded so far, images in all) after every chunk.
-    """
-    if len(source) * int(np.prod(source.image_shape)) > MEMORY_BOUND:
-        return source
-    array = np.empty((len(source), *source.image_shape), np.uint8)
-    for start in range(0, len(source), CHUNK):
-        stop = min(start + CHUNK, len(source))
-        array[start:stop] = source.images(np.arange(start, stop))
-        if progress is not None:
-            progress(stop, len(source))
-    return from_array(source.name, array)
-
-
-def from_array(name: str, array: Images) -> Source:
-    """The rows of one uint8 array [N, H, W, C], in memory or mapped from a file."""
-    height, width, channels = array.shape[1:]
-    # np.asarray: indexing a memory map would hand out another np.memmap.
-    return Source(name, len(array), (height, width, channels), lambda indices: np.asarray(array[indices]))
 
 
 def collect(

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_jax.data.images import Images, Source, check_order, collect, fit, with_channels
+from ddpm_jax.data.images import Images, check_order, collect, fit, with_channels
+from ddpm_jax.data.records import IMAGE, Indices, Source, image_feature, of_columns
 
 DIGITS = "digits"
 NAME = re.compile(r"\w+(/[\w.\-]+)?(:[\w.*]+)?")
@@ -50,9 +51,12 @@ def open_tfds(name: str, data_dir: Path | None, split: str, image_size: int | No
 
     first = decode(data[0]["image"])
     check_order(f"an image of {name!r}", first.shape)
-    height, width, channels = fit(first, image_size).shape
-    shape = (height, width, channels)
-    return Source(name, len(data), shape, lambda indices: collect(decoded(indices), indices, shape, describe))
+    shape = fit(first, image_size).shape
+
+    def images(indices: Indices) -> Images:
+        return collect(decoded(indices), indices, shape, describe)
+
+    return of_columns(name, len(data), {IMAGE: image_feature(shape)}, {IMAGE: images})
 
 
 def splits_of_tfds(name: str, data_dir: Path | None) -> tuple[str, ...]:

@@ -5,13 +5,12 @@ from pathlib import Path
 
 from ddpm_jax.data.arrays import open_array
 from ddpm_jax.data.folder import open_folder
-from ddpm_jax.data.images import Progress, Say, Source, check_order, in_memory
+from ddpm_jax.data.images import Say, check_order
 from ddpm_jax.data.prepared import DIGITS, declared_shape, known_names, open_tfds, splits_of_tfds
+from ddpm_jax.data.records import Progress, Source, in_memory
 
 ARRAY_ENDINGS = (".npy", ".npz")
 MOST_IMAGE_SIZE = 2**14
-
-__all__ = ["Source", "image_shape", "load", "splits"]
 
 
 def load(
@@ -27,7 +26,7 @@ def load(
 ) -> Source:
     """The images called `name`, as a `Source`; labels are ignored.
 
-    A set of at most `images.MEMORY_BOUND` bytes is decoded now, into one array; a larger one batch by batch.
+    A set of at most `records.MEMORY_BOUND` bytes is decoded now, into one array; a larger one batch by batch.
 
     Args:
       name: "digits", the 1797 digits of scikit-learn, written to the TFDS data directory on first use; or a TFDS

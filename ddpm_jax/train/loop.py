@@ -70,7 +70,7 @@ class Run:
         """The batch of step k, uint8, as train_step takes it."""
         train = self.config.train
         read = partial(data.batch, self.source, train.seed, k, train.batch_size, flip=self.config.data.flip)
-        return self.spread.shard(lambda rows: read(rows=rows), (train.batch_size, *self.source.image_shape))
+        return self.spread.shard(lambda rows: read(rows=rows)["image"], (train.batch_size, *self.source.image_shape))
 
     def batches(self, steps: range) -> tuple[int, Any]:
         """The number of steps done after these, and what train_step takes: a batch, or a tuple of them to scan."""

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from ddpm_jax import data
-from ddpm_jax.data import batches, images, prepared
+from ddpm_jax.data import batches, images, prepared, records
 
 ROOT = Path(__file__).parent.parent.parent
 TFDS_DIR = ROOT.parent / "shared" / "tfds"
@@ -125,16 +125,17 @@ def test_permutations_are_uniform():
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_shares_of_a_batch_make_up_the_batch(digits, flip):
-    whole = data.batch(digits, 4, 13, 150, flip=flip)
-    shares = [data.batch(digits, 4, 13, 150, flip=flip, rows=slice(start, start + 50)) for start in (0, 50, 100)]
+    read = lambda **options: data.batch(digits, 4, 13, 150, flip=flip, **options)["image"]
+    whole = read()
+    shares = [read(rows=slice(start, start + 50)) for start in (0, 50, 100)]
     np.testing.assert_array_equal(np.concatenate(shares), whole)
     if not flip:
         np.testing.assert_array_equal(whole, digits.images(data.batch_indices(4, 13, 150, len(digits))))
 
 
 def test_flips_are_the_words_of_their_own_stream(digits):
-    plain = data.batch(digits, 9, 3, 40)
-    flipped = data.batch(digits, 9, 3, 40, flip=True)
+    plain = data.batch(digits, 9, 3, 40)["image"]
+    flipped = data.batch(digits, 9, 3, 40, flip=True)["image"]
     heads = [word >> 63 for word in reference_words(9, 3, 1, 40)]
     expected = [image[:, ::-1] if head else image for image, head in zip(plain, heads, strict=True)]
     np.testing.assert_array_equal(flipped, np.stack(expected))
@@ -143,9 +144,11 @@ def test_flips_are_the_words_of_their_own_stream(digits):
 def test_half_of_the_images_are_flipped():
     arrow = np.zeros((1, 2, 2, 1), np.uint8)
     arrow[:, :, 1] = 255
-    source = images.from_array("arrow", arrow)
+    source = records.from_arrays("arrow", {"image": arrow})
     steps, batch_size = 100, 64
-    left = sum((data.batch(source, 0, k, batch_size, flip=True)[:, 0, 0, 0] == 255).sum() for k in range(steps))
+    left = sum(
+        (data.batch(source, 0, k, batch_size, flip=True)["image"][:, 0, 0, 0] == 255).sum() for k in range(steps)
+    )
     draws = steps * batch_size
     assert abs(left / draws - 0.5) < 5 * 0.5 / draws**0.5
     assert (source.images([0]) == arrow).all(), "flipping wrote into the data set"
@@ -153,7 +156,8 @@ def test_half_of_the_images_are_flipped():
 
 def test_the_caller_owns_what_it_is_given(tmp_path):
     np.save(tmp_path / "set.npy", np.ones((3, 2, 2, 1), np.uint8))
-    for source in (data.load(str(tmp_path / "set.npy")), images.from_array("ones", np.ones((3, 2, 2, 1), np.uint8))):
+    ones = records.from_arrays("ones", {"image": np.ones((3, 2, 2, 1), np.uint8)})
+    for source in (data.load(str(tmp_path / "set.npy")), ones):
         for indices in ([1], [0, 1, 2]):
             given = source.images(indices)
             assert type(given) is np.ndarray
@@ -217,8 +221,8 @@ def test_prefetch_raises_where_the_result_would_have_come():
 
 def test_prefetched_batches_are_the_batches(digits):
     stream = data.prefetch(lambda step: data.batch(digits, 0, step, 100, flip=True), range(5, 25), depth=4)
-    for step, images_ in zip(range(5, 25), stream, strict=True):
-        np.testing.assert_array_equal(images_, data.batch(digits, 0, step, 100, flip=True))
+    for step, record in zip(range(5, 25), stream, strict=True):
+        np.testing.assert_array_equal(record["image"], data.batch(digits, 0, step, 100, flip=True)["image"])
 
 
 # The embedded digits
@@ -337,12 +341,13 @@ def test_prepared_sets_are_the_originals(name, split, count, shape, expected):
 
 
 def test_a_set_above_the_memory_bound_reads_the_same(digits, digits_dir, monkeypatch):
-    monkeypatch.setattr(images, "MEMORY_BOUND", 1797 * 64 - 1)
+    monkeypatch.setattr(records, "MEMORY_BOUND", 1797 * 64 - 1)
     progress = []
     lazy = data.load("digits", data_dir=digits_dir, progress=lambda *counts: progress.append(counts))
     assert progress == []
-    np.testing.assert_array_equal(data.batch(lazy, 0, 3, 64, flip=True), data.batch(digits, 0, 3, 64, flip=True))
-    monkeypatch.setattr(images, "MEMORY_BOUND", 1797 * 64)
+    read = lambda source: data.batch(source, 0, 3, 64, flip=True)["image"]
+    np.testing.assert_array_equal(read(lazy), read(digits))
+    monkeypatch.setattr(records, "MEMORY_BOUND", 1797 * 64)
     data.load("digits", data_dir=digits_dir, progress=lambda *counts: progress.append(counts))
     assert progress == [(1024, 1797), (1797, 1797)]
 
@@ -555,7 +560,7 @@ def test_arrays(tmp_path, pictures, kind):
 
 
 def test_a_mapped_array_reads_the_same(tmp_path, pictures, monkeypatch):
-    monkeypatch.setattr(images, "MEMORY_BOUND", 0)
+    monkeypatch.setattr(records, "MEMORY_BOUND", 0)
     np.save(tmp_path / "set.npy", pictures)
     write_folder(tmp_path / "set", pictures)
     for name in ("set.npy", "set"):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ddpm_jax import cli, data, interop, samplers
 from ddpm_jax.config.run import Config, flatten
-from ddpm_jax.data.images import from_array
+from ddpm_jax.data.records import from_arrays
 from ddpm_jax.evaluate.likelihood import nll
 from ddpm_jax.samplers.catalogue import CATALOGUE, GRIDS
 from ddpm_jax.train import loop
@@ -99,7 +99,7 @@ ALSO = {
 
 @sizes("train")
 def test_train(examples, place, monkeypatch):
-    digits = from_array("digits", np.zeros((16, 8, 8, 1), np.uint8))
+    digits = from_arrays("digits", {"image": np.zeros((16, 8, 8, 1), np.uint8)})
     real = data.load
     monkeypatch.setattr(data, "load", lambda name, **given: digits if name == "digits" else real(name, **given))
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ddpm_jax import data
 from ddpm_jax.config.run import Config, differences, flatten, from_dict, to_dict
-from ddpm_jax.data.images import from_array
+from ddpm_jax.data.records import from_arrays
 from ddpm_jax.samplers.catalogue import CATALOGUE
 from ddpm_jax.schedules import BY_NAME as SCHEDULES
 from ddpm_jax.timesteps import BY_NAME as TIMESTEPS
@@ -131,7 +131,7 @@ def test_dataclasses(examples):
 def test_prepared(examples, tmp_path, monkeypatch):
     """Configurations of valid types: everything that a run is made of is built, or refused by name; nothing is
     written. Not asked is whether the memory suffices."""
-    digits = from_array("digits", np.zeros((16, 8, 8, 1), np.uint8))
+    digits = from_arrays("digits", {"image": np.zeros((16, 8, 8, 1), np.uint8)})
     monkeypatch.setattr(data, "load", lambda name, **options: digits)
     monkeypatch.chdir(tmp_path)
 

@@ -250,8 +250,8 @@ def test_a_run_on_a_disk_that_fails_now_and_then(whole, tmp_path, at_once, monke
         if loads:
             raise loads.pop()
         source = data.load(*arguments, **options)
-        reads.append(Fails(source.read, OSError(errno.EIO, "batch"), OSError(errno.ETIMEDOUT, "batch")))
-        return dataclasses.replace(source, read=reads[-1])
+        reads.append(Fails(source.take, OSError(errno.EIO, "batch"), OSError(errno.ETIMEDOUT, "batch")))
+        return dataclasses.replace(source, take=reads[-1])
 
     monkeypatch.setattr(loop, "data", SimpleNamespace(load=flaky_load, batch=data.batch, prefetch=data.prefetch))
     seals, seal = [], checkpoint.seal

@@ -10,7 +10,7 @@ import numpy as np
 
 from ddpm_jax import build, data
 from ddpm_jax.config.run import ObjectiveConfig, OptimizerConfig, ScheduleConfig
-from ddpm_jax.data.images import from_array
+from ddpm_jax.data.records import from_arrays
 from ddpm_jax.models import bind
 from ddpm_jax.tools.bench import theirs, torch_forms
 from ddpm_jax.tools.bench.blocks import Block, Facts
@@ -94,7 +94,7 @@ def pipeline(settings: Settings) -> Block:
     """Batches of a set in memory, mirrored at random, one after the other: what a step must not wait for."""
     shape = settings.ours.image_shape
     images = np.random.default_rng(0).integers(0, 256, (EXAMPLES, *shape), np.uint8)
-    source, steps = from_array("random images", images), iter(range(2**31))
+    source, steps = from_arrays("random images", {"image": images}), iter(range(2**31))
     read = lambda k: data.batch(source, 0, k, settings.batch, flip=True)
 
     def prefetched() -> None:

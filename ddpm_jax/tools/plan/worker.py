@@ -20,6 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from ddpm_jax import build, data
 from ddpm_jax.config.run import Config, from_dict
+from ddpm_jax.data.records import IMAGE, image_feature, of_columns
 from ddpm_jax.samplers.catalogue import make_table
 from ddpm_jax.tools.plan import chips, hlo
 from ddpm_jax.train import loop
@@ -88,10 +89,10 @@ def tpu_devices(topology: chips.Topology) -> list[jax.Device]:
 def without_images(image_shape: tuple[int, int, int]) -> data.Source:
     """What a data set of such images is to a run, as long as none is read."""
 
-    def read(indices: np.ndarray) -> np.ndarray:
+    def images(indices: np.ndarray) -> np.ndarray:
         raise AssertionError(f"a plan has no images, but {len(indices)} were read")
 
-    return data.Source("a plan's images", 1, image_shape, read)
+    return of_columns("a plan's images", 1, {IMAGE: image_feature(image_shape)}, {IMAGE: images})
 
 
 # -------------------------------------------------------------------------------------------------------- programs
