@@ -39,7 +39,8 @@ from ddpm_jax.host.storage import Say, naming, write_atomically
 from ddpm_jax.runs.leaves import describe, listing, misfits
 from ddpm_jax.runs.sealing import ITEMS, SEAL, damage, seal
 
-State = Any  # a dataclass with the step, int32, and what sealing.ITEMS names
+State = Any  # a dataclass with the step, int32, and what sealing.ITEMS names, under the names of FIELDS
+FIELDS = {"timestep_state": "task_state"}  # written under the name of what the first task kept there
 
 # ---------------------------------------------------------------------------------------------------- configuration
 
@@ -195,7 +196,7 @@ class Checkpoints:
         fresh = {"skipped"} & wanted.keys() - {item.name for item in (self.directory / str(step)).iterdir()}
         items = self.read(step, {name: item for name, item in wanted.items() if name not in fresh})
         items |= {name: jax.tree.map(_zero, wanted[name]) for name in fresh}
-        return dataclasses.replace(template, step=jax.device_put(np.int32(step), template.step.sharding), **items)
+        return with_items(template, jax.device_put(np.int32(step), template.step.sharding), items)
 
     def restore_item(self, name: str, template: Any, say: Say) -> Any:
         """One item of the newest intact checkpoint; nothing is moved.
@@ -352,8 +353,14 @@ def restore_ema_and_step(workdir: Path, template: Any, say: Say) -> tuple[Any, i
 
 
 def items_of(state: State) -> dict[str, Any]:
-    """What of a state is written: an item without arrays, as most samplers of t have, is not."""
-    return {name: getattr(state, name) for name in ITEMS if jax.tree.leaves(getattr(state, name))}
+    """What of a state is written, by item: one without arrays, as most tasks' states are, is not."""
+    items = {name: getattr(state, FIELDS.get(name, name)) for name in ITEMS}
+    return {name: item for name, item in items.items() if jax.tree.leaves(item)}
+
+
+def with_items(state: State, step: jax.Array, items: dict[str, Any]) -> State:
+    """The state at this step, with what was read of a checkpoint, by item."""
+    return dataclasses.replace(state, step=step, **{FIELDS.get(name, name): item for name, item in items.items()})
 
 
 def _steps(directory: Path) -> list[int]:

@@ -19,7 +19,7 @@ def accumulated(
     by side, computes a share of every part. Draws depend on an example's index only, so they are those of the batch.
 
     Args:
-      gradient: gradient(state, batch [b, ...], indices [b], batch_size) -> (means over b, arrays [b, ...]).
+      gradient: gradient(state, a tree of arrays [b, ...], indices [b], batch_size) -> (means over b, arrays [b, ...]).
       num_parts: micro-batches; divides b.
       unroll: compile every part for itself, for CPUs: there the weight gradient of a convolution takes 100 times as
         long inside a loop. It saves no memory: XLA plans the parts side by side. Otherwise the gradient is compiled
@@ -31,8 +31,8 @@ def accumulated(
     if num_parts == 1:
         return gradient
 
-    def whole(state: Any, batch: jax.Array, indices: jax.Array, batch_size: int) -> tuple[Means, Said]:
-        def add(total: Means, part: tuple[jax.Array, jax.Array]) -> tuple[Means, Said]:
+    def whole(state: Any, batch: Any, indices: jax.Array, batch_size: int) -> tuple[Means, Said]:
+        def add(total: Means, part: tuple[Any, jax.Array]) -> tuple[Means, Said]:
             means, said = gradient(state, *part, batch_size)
             return jax.tree.map(jnp.add, total, means), said
 

@@ -1,6 +1,5 @@
 """The first state of a run that begins with what another one has learned."""
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import jax
 import numpy as np
 
 from ddpm_jax.config.run import TrainConfig
-from ddpm_jax.runs.checkpoint import Checkpoints, Say, checkpoints, items_of, load_run
+from ddpm_jax.runs.checkpoint import Checkpoints, Say, checkpoints, items_of, load_run, with_items
 from ddpm_jax.runs.leaves import listing
 from ddpm_jax.train.state import Params, TrainState
 
@@ -62,7 +61,7 @@ def first_state(
                 del fitting[name]
         items = saved.read(step, fitting)
         count = jax.device_put(np.int32(step), template.step.sharding)
-        return dataclasses.replace(begin(items["params"]), step=count, **items), step
+        return with_items(begin(items["params"]), count, items), step
 
 
 def _opened(config: TrainConfig):

@@ -6,27 +6,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import jax
 import numpy as np
-import optax
-from flax import linen as nn
 
-from ddpm_jax import build, data, images, samplers
+from ddpm_jax import data
 from ddpm_jax.config import defaults
 from ddpm_jax.config.run import Config, ParallelConfig, TrainConfig
 from ddpm_jax.host import processes
 from ddpm_jax.host.picture_files import save_grid
 from ddpm_jax.host.storage import Say, retrying
-from ddpm_jax.models import bind
 from ddpm_jax.runs import checkpoint, posthoc
-from ddpm_jax.samplers.catalogue import make_table, other_variance
-from ddpm_jax.timesteps import TimestepSampler
-from ddpm_jax.train import begin, ema, guards, mesh, state, step
+from ddpm_jax.train import begin, ema, guards, mesh, state, step, task, tasks
 from ddpm_jax.train.metrics import MetricsLog, plot_loss
-
-Draw = Callable[..., jax.Array]
 
 
 class Report(Protocol):
@@ -42,8 +35,8 @@ class Spread(NamedTuple):
     """How the devices share a step's work."""
 
     make_train_step: Callable[..., step.TrainStep]
-    shard: Callable[[step.Read, tuple[int, ...]], Any]
-    """shard(read, [B, H, W, C]): a batch as the step takes it, of which a process reads its own rows."""
+    shard: Callable[[step.Read, int], step.Batch]
+    """shard(read, B): a batch as the step takes it, of which a process reads its own rows."""
     place: Callable[[state.TrainState], state.TrainState]
     """The shapes of a state, with the shardings of its checkpoints."""
     whole: Callable[[state.TrainState], state.TrainState]
@@ -56,27 +49,24 @@ class Run:
 
     config: Config
     source: data.Source
-    model: nn.Module
-    optimizer: optax.GradientTransformation
-    timestep_sampler: TimestepSampler
+    task: task.Task
     devices: list[jax.Device]
     spread: Spread
     train_step: step.TrainStep
-    draw: Draw
     key_init: jax.Array
     key_sample: jax.Array
 
-    def batch(self, k: int) -> Any:
-        """The batch of step k, uint8, as train_step takes it."""
+    def batch(self, k: int) -> step.Batch:
+        """The batch of step k, as train_step takes it: what the task reads of the records."""
         train = self.config.train
-        read = partial(data.batch, self.source, train.seed, k, train.batch_size, flip=self.config.data.flip)
-        return self.spread.shard(lambda rows: read(rows=rows)["image"], (train.batch_size, *self.source.image_shape))
+        options = {"flip": self.config.data.flip, "features": self.task.reads}
+        read = lambda rows: data.batch(self.source, train.seed, k, train.batch_size, rows=rows, **options)
+        return self.spread.shard(read, train.batch_size)
 
-    def batches(self, steps: range) -> tuple[int, Any]:
-        """The number of steps done after these, and what train_step takes: a batch, or a tuple of them to scan."""
-        if self.config.train.steps_per_call == 1:
-            return steps.stop, self.batch(steps.start)
-        return steps.stop, tuple(self.batch(k) for k in steps)
+    def batches(self, steps: range) -> tuple[int, step.Batch | step.Several]:
+        """The number of steps done after these, and what train_step takes for them."""
+        found = [self.batch(k) for k in steps]
+        return steps.stop, found[0] if self.config.train.steps_per_call == 1 else step.Several(tuple(found))
 
     def examples(self, k: int) -> np.ndarray:
         """The indices in the data of the batch that step k, counted from 1, is computed from."""
@@ -85,21 +75,11 @@ class Run:
 
     def init(self) -> state.TrainState:
         """The state before step 0."""
-        return state.init(
-            self.model,
-            self.optimizer,
-            self.timestep_sampler,
-            self.source.image_shape,
-            self.key_init,
-            averages_of(self.config),
-            self.config.train.non_finite,
-        )
+        return task.init(self.task, self.key_init, averages_of(self.config), self.config.train.non_finite)
 
-    def start(self, params: Any) -> state.TrainState:
+    def start(self, params: state.Params) -> state.TrainState:
         """The state before step 0 with other parameters."""
-        return state.start(
-            params, self.optimizer, self.timestep_sampler, averages_of(self.config), self.config.train.non_finite
-        )
+        return task.start(self.task, params, averages_of(self.config), self.config.train.non_finite)
 
     def template(self) -> state.TrainState:
         """The shapes, dtypes and shardings of its states."""
@@ -138,6 +118,7 @@ def prepare(
     devices: list[jax.Device] | None = None,
     source: data.Source | None = None,
     say: Say = warnings.warn,
+    make_task: tasks.MakeTask = tasks.make,
 ) -> Run:
     """Build what the configuration names, for the devices of all processes.
 
@@ -145,7 +126,8 @@ def prepare(
       config: of the run.
       devices: those of the train step; those of all processes by default.
       source: the images, instead of those that the configuration names.
-      say: is told what of the data was not taken as it is, and if pictures have another variance than is trained for.
+      say: is told what of the data was not taken as it is, and what of the configuration may not be meant.
+      make_task: what is trained.
 
     Raises:
       ValueError: a configuration that does not fit its data or its devices.
@@ -154,42 +136,19 @@ def prepare(
     step.check_batch_size(config.train.batch_size, len(devices), config.train.accumulate)  # before anything slow
     check_steps_per_call(config.train.steps_per_call, devices)
     spread = make_spread(config.parallel, devices)
-    schedule = build.make_schedule(config.schedule)
-    objective = build.make_objective(config.objective, schedule)
-    timestep_sampler = build.make_timestep_sampler(config.objective, schedule)
-    table = make_table(config.sample.sampler, schedule, config.sample.num_steps, variance=config.objective.variance)
-    if (other := other_variance(config.sample.sampler, config.objective.variance)) is not None:
-        say(other)
-    make_denoise = build.make_denoiser(config.objective, schedule, config.sample.clip)
-    build.check_table(config.objective, make_denoise, table)
+    of_data = make_task(config, say)
     if source is None:
         source = processes.first_before_others(lambda: data.load(config.data.name, **config.data.arguments(), say=say))
     config = defaults.resolved(config, source.image_shape)
-    model = build.make_model(config, source.image_shape)
-    optimizer = state.make_optimizer(config.optimizer)
     key_init, key_train, key_sample = jax.random.split(jax.random.key(config.train.seed), 3)
-    return Run(
-        config,
-        source,
-        model,
-        optimizer,
-        timestep_sampler,
-        devices,
-        spread,
-        spread.make_train_step(
-            model,
-            objective,
-            timestep_sampler,
-            optimizer,
-            ema_decay=config.optimizer.ema_decay,
-            key=key_train,
-            accumulate=config.train.accumulate,
-            averages=averages_of(config),
-        ),
-        make_draw(model, make_denoise, table, (config.sample.num_images, *source.image_shape)),
-        key_init,
-        key_sample,
+    made = of_data(config, source, key_train)
+    train_step = spread.make_train_step(
+        made,
+        ema_decay=config.optimizer.ema_decay,
+        accumulate=config.train.accumulate,
+        averages=averages_of(config),
     )
+    return Run(config, source, made, devices, spread, train_step, key_init, key_sample)
 
 
 def check_steps_per_call(steps_per_call: int, devices: list[jax.Device]) -> None:
@@ -213,21 +172,7 @@ def calls(first: int, last: int, steps_per_call: int) -> Iterator[range]:
         first = stop
 
 
-def make_draw(
-    model: nn.Module,
-    make_denoise: build.MakeDenoise,
-    table: samplers.Table,
-    shape: tuple[int, ...],
-) -> Draw:
-    """draw(params, key, first_index=0) -> x_0 [N, H, W, C], compiled once."""
-
-    def draw(params: Any, key: jax.Array, first_index: int | jax.Array = 0) -> jax.Array:
-        return samplers.sample(make_denoise(bind(model, params)), table, key, shape, first_index=first_index)
-
-    return jax.jit(draw)
-
-
-def fit(config: Config, workdir: Path, report: Report) -> int:
+def fit(config: Config, workdir: Path, report: Report, make_task: tasks.MakeTask = tasks.make) -> int:
     """Train to config.train.num_steps from the newest checkpoint in workdir, or from the beginning.
 
     The state after step k is a function of (config, k): to stop anywhere and call this again changes nothing. SIGTERM
@@ -244,7 +189,8 @@ def fit(config: Config, workdir: Path, report: Report) -> int:
     again = retrying(report.say)
     # What processes do together, one of them cannot do again by itself.
     together = again if jax.process_count() == 1 else lambda function: function
-    run = together(prepare)(config, say=report.say if processes.is_first() else lambda message: None)
+    say = report.say if processes.is_first() else lambda message: None
+    run = together(prepare)(config, say=say, make_task=make_task)
     enter(run, workdir, report)
     with (
         checkpoint.checkpoints(workdir, keep=config.train.keep_checkpoints) as saved,
@@ -252,37 +198,23 @@ def fit(config: Config, workdir: Path, report: Report) -> int:
     ):
         save = together(saved.save)
         train_state, begun_from_step = first_state(run, saved, save, report)
-        first, last = int(train_state.step), config.train.num_steps
-        log = MetricsLog(workdir, first) if processes.is_first() else None
+        done, last = int(train_state.step), config.train.num_steps
+        log = MetricsLog(workdir, done) if processes.is_first() else None
         if log is not None:
-            checkpoint.record_environment(workdir, first, begun_from_step)
-        report.start(first, last)
-        clock, watch = _Clock(config.train.checkpoint_minutes), make_watch(run, saved, report)
-        done, previous = first, None
-        for k, batch in data.prefetch(again(run.batches), calls(first, last, config.train.steps_per_call)):
+            checkpoint.record_environment(workdir, done, begun_from_step)
+        after = _After(run, workdir, make_watch(run, saved, report), log, save, report)
+        report.start(done, last)
+        previous = None
+        for k, batch in data.prefetch(again(run.batches), calls(done, last, config.train.steps_per_call)):
             train_state, metrics = run.train_step(train_state, batch)
             jax.block_until_ready(previous)  # one call is queued behind the one that runs, never more
             previous = metrics
-            watch.add(k, metrics)
             report.step(k)
             stop = any([asked_to_stop(step) for step in range(done + 1, k + 1)]) and k < last
-            now, done = due(config.train, k), k
-            save_now = now.save or stop or (now.log and clock.is_due())
-            values = watch.look() if now.log or now.average or save_now else {}
-            if now.log and log is not None:
-                report.metrics(k, log.write(k, values, config.train.batch_size))
-            if now.average or save_now:
-                watch.check(k, train_state)
-            if now.average:  # before the checkpoint: a run that is resumed from that has it
-                posthoc.save(workdir, run.spread.whole(train_state), averages_of(config))
-            if save_now:
-                save(run.spread.whole(train_state))
-                clock.restart()
+            after(k, train_state, metrics, stop)
+            done = k
             if stop:
-                report.say(f"SIGTERM: stopping after step {k}, whose state is being saved")
                 break
-            if now.draw:
-                _save_picture(workdir / "samples" / f"step_{k:07d}.png", run, train_state)
         if log is not None:
             log.close()
         together(saved.finish)(run.spread.whole(train_state))
@@ -291,6 +223,44 @@ def fit(config: Config, workdir: Path, report: Report) -> int:
             if log is not None:
                 plot_loss(workdir / "metrics.jsonl", workdir / "loss.png")
         return done
+
+
+class _After:
+    """What is done after the steps: numbers are looked at and logged, averages and states saved, pictures drawn."""
+
+    def __init__(
+        self,
+        run: Run,
+        workdir: Path,
+        watch: guards.Watch,
+        log: MetricsLog | None,
+        save: Callable[[state.TrainState], None],
+        report: Report,
+    ):
+        self._run, self._workdir, self._watch, self._log = run, workdir, watch, log
+        self._save, self._report = save, report
+        self._clock = _Clock(run.config.train.checkpoint_minutes)
+
+    def __call__(self, k: int, train_state: state.TrainState, metrics: guards.Metrics, stop: bool) -> None:
+        """After step k, which is the last for now if the run is asked to stop."""
+        run, train = self._run, self._run.config.train
+        self._watch.add(k, metrics)
+        now = due(train, k)
+        save = now.save or stop or (now.log and self._clock.is_due())
+        values = self._watch.look() if now.log or now.average or save else {}
+        if now.log and self._log is not None:
+            self._report.metrics(k, self._log.write(k, values, train.batch_size))
+        if now.average or save:
+            self._watch.check(k, train_state)
+        if now.average:  # before the checkpoint: a run that is resumed from that has it
+            posthoc.save(self._workdir, run.spread.whole(train_state), averages_of(run.config))
+        if save:
+            self._save(run.spread.whole(train_state))
+            self._clock.restart()
+        if stop:
+            self._report.say(f"SIGTERM: stopping after step {k}, whose state is being saved")
+        elif now.draw:
+            _save_picture(self._workdir / "samples" / f"step_{k:07d}.png", run, train_state)
 
 
 def enter(run: Run, workdir: Path, report: Report) -> None:
@@ -307,8 +277,8 @@ def enter(run: Run, workdir: Path, report: Report) -> None:
         begin.check(run.config.train, run.template(), report.say)
     processes.from_first(lambda: checkpoint.open_run(workdir, info))
     if begins and run.config.train.begin_from is None and processes.is_first():
-        sizes = jax.tree.map(lambda leaf: leaf.size, build.params_template(run.model, info.image_shape))
-        report.say(defaults.described(run.config, info.image_shape, sum(jax.tree.leaves(sizes))))
+        params = jax.eval_shape(run.task.init, run.key_init)
+        report.say(run.task.described(sum(leaf.size for leaf in jax.tree.leaves(params))))
 
 
 def first_state(
@@ -369,5 +339,5 @@ class _Clock:
 
 def _save_picture(path: Path, run: Run, train_state: state.TrainState) -> None:
     params = mesh.on_one_device(train_state.ema_params)  # of every process; the others need not draw the same pictures
-    if processes.is_first():
-        save_grid(path, images.to_uint8(run.draw(params, run.key_sample)))
+    if processes.is_first() and (pictures := run.task.pictures(params, run.key_sample)) is not None:
+        save_grid(path, pictures)

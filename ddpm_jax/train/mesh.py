@@ -15,18 +15,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
-from flax import linen as nn
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from ddpm_jax.build import Objective
 from ddpm_jax.config.run import MESH_AXES
-from ddpm_jax.timesteps import TimestepSampler
 from ddpm_jax.train import ema
 from ddpm_jax.train.accumulation import accumulated
 from ddpm_jax.train.guards import Metrics
 from ddpm_jax.train.state import TrainState
-from ddpm_jax.train.step import Means, Read, Said, TrainStep, check_batch_size, make_gradient, make_update, scanned
+from ddpm_jax.train.step import Batch, Read, TrainStep, check_batch_size, make_update, scanned, size_of
+from ddpm_jax.train.task import Means, Task
 
 BATCH = PartitionSpec(MESH_AXES)
 WHOLE = PartitionSpec()
@@ -49,20 +46,25 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device]) -> Mesh:
     return jax.make_mesh(shape, MESH_AXES, (AxisType.Auto,) * len(shape), devices=devices)
 
 
-def shard(read: Read, shape: tuple[int, ...], mesh: Mesh) -> jax.Array:
-    """A batch as one array, B divided over all devices of the mesh; a process reads the rows of its own devices.
+def shard(read: Read, batch_size: int, mesh: Mesh) -> Batch:
+    """A batch of whole arrays, B divided over all devices of the mesh; a process reads the rows of its own devices.
 
     Args:
       read: read(rows) -> those rows of the batch.
-      shape: [B, ...] of the whole batch.
+      batch_size: B.
       mesh: of the devices of all processes.
 
     Raises:
       ValueError: B not divisible by the number of devices.
     """
-    check_batch_size(shape[0], mesh.size)
-    rows = lambda index: read(index[0])
-    return jax.make_array_from_callback(shape, NamedSharding(mesh, BATCH), rows)
+    check_batch_size(batch_size, mesh.size)
+    sharding = NamedSharding(mesh, BATCH)
+    places = sharding.addressable_devices_indices_map((batch_size,))
+    parts = [jax.device_put(read(index[0]), device) for device, index in places.items() if index is not None]
+    whole = lambda *leaves: jax.make_array_from_single_device_arrays(
+        (batch_size, *leaves[0].shape[1:]), sharding, list(leaves)
+    )
+    return jax.tree.map(whole, *parts)
 
 
 def sharded(state: TrainState, mesh: Mesh) -> TrainState:
@@ -81,7 +83,7 @@ def _shardings(state: TrainState, mesh: Mesh) -> TrainState:
         params=divide(state.params),
         ema_params=divide(state.ema_params),
         opt_state=divide(state.opt_state),
-        timestep_state=whole(state.timestep_state),
+        task_state=whole(state.task_state),
         ema_stack=jax.tree.map(lambda leaf: NamedSharding(mesh, _row_spec(leaf.shape, fsdp)), state.ema_stack),
         skipped=whole(state.skipped),
     )
@@ -103,13 +105,9 @@ def spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
 
 
 def make_train_step(
-    model: nn.Module,
-    objective: Objective,
-    timestep_sampler: TimestepSampler,
-    optimizer: optax.GradientTransformation,
+    task: Task,
     *,
     ema_decay: float,
-    key: jax.Array,
     mesh: Mesh,
     accumulate: int = 1,
     averages: ema.Averages = ema.NONE,
@@ -123,30 +121,28 @@ def make_train_step(
       mesh: see `make_mesh`; the other arguments are those of step.make_train_step.
 
     Returns:
-      The step; the state is placed as `sharded` says and donated, batch is uint8 [B, H, W, C], see `shard`, or a tuple
-      of several, see `scanned`.
+      The step; the state is placed as `sharded` says and donated, the batch's arrays are [B, ...], see `shard`, or it
+      is `step.Several`.
 
     Raises:
       ValueError: B not divisible by devices and micro-batches. Raised while tracing.
     """
-    one = make_gradient(model, objective, timestep_sampler, key)
-    update = make_update(timestep_sampler, optimizer, ema_decay, averages)
+    update = make_update(task, ema_decay, averages)
     place = lambda tree, spec: jax.lax.with_sharding_constraint(tree, NamedSharding(mesh, spec))
 
-    def sharded_gradient(
-        state: TrainState, batch: jax.Array, indices: jax.Array, batch_size: int
-    ) -> tuple[Means, Said]:
+    def sharded_gradient(state: TrainState, batch: Batch, indices: jax.Array, batch_size: int) -> tuple[Means, Any]:
         # Everything follows from these: whole parameters, so that it is the examples that are divided.
         gathered = dataclasses.replace(state, params=place(state.params, WHOLE))
-        means, said = one(gathered, place(batch, BATCH), place(indices, BATCH), batch_size)
+        means, said = task.gradient(gathered, place(batch, BATCH), place(indices, BATCH), batch_size)
         grads = jax.lax.with_sharding_constraint(means.grads, _shardings(state, mesh).params)
         return means._replace(grads=grads), said
 
     gradient = accumulated(sharded_gradient, accumulate, unroll=mesh.devices.flat[0].platform == "cpu")
 
-    def train_step(state: TrainState, batch: jax.Array) -> tuple[TrainState, Metrics]:
-        check_batch_size(len(batch), mesh.size, accumulate)
-        means, said = gradient(state, batch, jnp.arange(len(batch), dtype=jnp.uint32), len(batch))
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        size = size_of(batch)
+        check_batch_size(size, mesh.size, accumulate)
+        means, said = gradient(state, batch, jnp.arange(size, dtype=jnp.uint32), size)
         after, metrics = update(state, means, place(said, WHOLE))
         return jax.lax.with_sharding_constraint(after, _shardings(after, mesh)), place(metrics, WHOLE)
 

@@ -6,10 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
 
 from ddpm_jax.config.run import NonFinite, OptimizerConfig
-from ddpm_jax.timesteps import TimestepSampler
 from ddpm_jax.train import ema
 
 Params = Any
@@ -25,13 +23,16 @@ class Skipped(NamedTuple):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything step k + 1 needs besides (config, seed, k). No key: keys are computed from seed and step."""
+    """Everything step k + 1 needs besides (config, seed, k). No key: keys are computed from seed and step.
+
+    params, opt_state and task_state are the task's, see `train.task`; the rest is the loop's.
+    """
 
     step: jax.Array  # int32, updates done so far
     params: Params
     ema_params: Params
     opt_state: optax.OptState
-    timestep_state: Any = ()  # of the TimestepSampler
+    task_state: Any = ()  # what else the task carries from step to step
     ema_stack: Any = ()  # of ema.update_stack
     skipped: Any = ()  # Skipped, where train.non_finite is "skip": the step of such a state skips
 
@@ -56,24 +57,11 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     return optax.chain(clip, optax.adam(rate, config.beta1, config.beta2))
 
 
-def init(
-    model: nn.Module,
-    optimizer: optax.GradientTransformation,
-    timestep_sampler: TimestepSampler,
-    image_shape: tuple[int, ...],
-    key: jax.Array,
-    averages: ema.Averages = ema.NONE,
-    non_finite: NonFinite = "stop",
-) -> TrainState:
-    """The state before step 0; traceable, so that jax.eval_shape gives its shapes without memory."""
-    params = model.init(key, jnp.zeros((1, *image_shape)), jnp.zeros((1,)))["params"]
-    return start(params, optimizer, timestep_sampler, averages, non_finite)
-
-
 def start(
     params: Params,
-    optimizer: optax.GradientTransformation,
-    timestep_sampler: TimestepSampler,
+    opt_state: optax.OptState,
+    task_state: Any = (),
+    *,
     averages: ema.Averages = ema.NONE,
     non_finite: NonFinite = "stop",
 ) -> TrainState:
@@ -82,5 +70,13 @@ def start(
     ema_params = jax.tree.map(jnp.copy, params)
     ema_stack = ema.init_stack(params, averages)
     skipped = Skipped(jnp.int32(0), jnp.int32(0)) if non_finite == "skip" else ()
-    timestep_state = timestep_sampler.init()
-    return TrainState(jnp.int32(0), params, ema_params, optimizer.init(params), timestep_state, ema_stack, skipped)
+    return TrainState(jnp.int32(0), params, ema_params, opt_state, task_state, ema_stack, skipped)
+
+
+def optimized(
+    state: TrainState, grads: Params, optimizer: optax.GradientTransformation, task_state: Any = ()
+) -> TrainState:
+    """theta <- theta + update(gradient): the state after one update of an optimizer, with this task_state."""
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return dataclasses.replace(state, params=params, opt_state=opt_state, task_state=task_state)

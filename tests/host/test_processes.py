@@ -22,7 +22,7 @@ from ddpm_jax.runs import checkpoint, posthoc
 from ddpm_jax.train import loop
 from ddpm_jax.train.metrics import read_metrics
 from tests.runs.test_checkpoint import CONFIG as RUN
-from tests.runs.test_checkpoint import Notes, assert_same_leaves
+from tests.runs.test_checkpoint import Notes, assert_same_leaves, named
 from tests.runs.test_checkpoint import leaves as leaves_of
 
 # Adam turns rounding into steps of its rate where a gradient is nearly 0.
@@ -201,11 +201,7 @@ def test_a_run_moves_between_one_and_two_processes(one, two, tmp_path):
     restored = loop.prepare(checkpoint.load_run(run).config)
     with checkpoint.checkpoints(run) as checkpoints:
         state = checkpoints.restore(restored.template(), pytest.fail)
-    found = {
-        name + jax.tree_util.keystr(path): np.asarray(leaf)
-        for name in ITEMS
-        for path, leaf in jax.tree_util.tree_leaves_with_path(getattr(state, name))
-    }
+    found = named(state, ITEMS)
     assert int(state.step) == 20
     assert_same_leaves(found, saved)
     train(run, 1, 4, "--train.num-steps", 40)

@@ -81,16 +81,25 @@ def fit(workdir, config=CONFIG):
 
 def leaves(workdir, items=sealing.ITEMS):
     """All arrays of the newest checkpoint, by name."""
-    template = jax.eval_shape(loop.prepare(checkpoint.load_run(workdir).config).init)
+    template = on_first_device(jax.eval_shape(loop.prepare(checkpoint.load_run(workdir).config).init))
+    wanted = checkpoint.items_of(template)
     with checkpoint.checkpoints(workdir) as saved:
         return {
             name + jax.tree_util.keystr(path): np.asarray(leaf)
             for name in items
-            if jax.tree.leaves(getattr(template, name))
-            for path, leaf in jax.tree_util.tree_leaves_with_path(
-                saved.restore_item(name, on_first_device(getattr(template, name)), print)
-            )
+            if name in wanted
+            for path, leaf in jax.tree_util.tree_leaves_with_path(saved.restore_item(name, wanted[name], print))
         }
+
+
+def named(state, items=sealing.ITEMS):
+    """All arrays of a state, named as in its checkpoint."""
+    return {
+        name + jax.tree_util.keystr(path): np.asarray(leaf)
+        for name, item in checkpoint.items_of(state).items()
+        if name in items
+        for path, leaf in jax.tree_util.tree_leaves_with_path(item)
+    }
 
 
 def on_first_device(template):
@@ -172,12 +181,7 @@ def test_restoring_onto_another_number_of_devices(uninterrupted):
         template = loop.step.replicated(jax.eval_shape(run.init), run.devices)
         with checkpoint.checkpoints(whole) as saved:
             state = saved.restore(template, print)
-        found = {
-            name + jax.tree_util.keystr(path): np.asarray(leaf)
-            for name in sealing.ITEMS
-            for path, leaf in jax.tree_util.tree_leaves_with_path(getattr(state, name))
-        }
-        assert_same_leaves(found, expected)
+        assert_same_leaves(named(state), expected)
         assert len(jax.tree.leaves(state.params)[0].sharding.device_set) == n
         state, metrics = run.train_step(state, run.batch(8))
         assert int(state.step) == 9 and np.isfinite(float(metrics["loss"]))

@@ -16,15 +16,15 @@ import jax
 import numpy as np
 import pytest
 
-from ddpm_jax import build, cli
+from ddpm_jax import cli
 from ddpm_jax.cli.parsing import parse
 from ddpm_jax.cli.train import TrainArguments
 from ddpm_jax.config.run import OptimizerConfig, ParallelConfig
 from ddpm_jax.runs import checkpoint, leaves, sealing
-from ddpm_jax.train import begin, loop, state
-from tests.runs.test_checkpoint import CONFIG, Notes, assert_same_leaves, fit, on_first_device, with_steps
-from tests.train.test_step import BATCH, HYBRID, KEY, SHORT, Small
+from ddpm_jax.train import begin, loop, state, task
+from tests.runs.test_checkpoint import CONFIG, Notes, assert_same_leaves, fit, named, on_first_device, with_steps
 from tests.train.test_step import CONFIG as ADAM
+from tests.train.test_step import HYBRID, SHORT, Small, diffusion, reader
 
 REPOSITORY = Path(__file__).parent.parent.parent
 pytestmark = pytest.mark.slow  # they need a whole run, and restore it or go on from it
@@ -67,15 +67,6 @@ def with_train(config=CONFIG, **options):
     return dataclasses.replace(config, train=dataclasses.replace(config.train, **options))
 
 
-def named(train_state, items=sealing.ITEMS):
-    """All arrays of a state, by name."""
-    return {
-        name + jax.tree_util.keystr(path): np.asarray(leaf)
-        for name in items
-        for path, leaf in jax.tree_util.tree_leaves_with_path(getattr(train_state, name))
-    }
-
-
 def held(workdir, template=None):
     """The newest state of a run."""
     with checkpoint.checkpoints(workdir) as saved:
@@ -92,15 +83,13 @@ def run_template():
 
 def small_run(sizes):
     """(train_step, template, the state before step 0, the batch) of a small network; sizes {} is pmap."""
-    optimizer, sampler = state.make_optimizer(ADAM), build.make_timestep_sampler(HYBRID, SHORT)
+    trained = diffusion(Small(2), state.make_optimizer(ADAM), HYBRID, SHORT)
     spread = loop.make_spread(ParallelConfig(sizes), jax.local_devices())
-    train_step = spread.make_train_step(
-        Small(2), build.make_objective(HYBRID, SHORT), sampler, optimizer, ema_decay=0.5, key=KEY
-    )
-    init = lambda: state.init(Small(2), optimizer, sampler, BATCH.shape[1:], jax.random.key(0))
+    train_step = spread.make_train_step(trained, ema_decay=0.5)
+    init = lambda: task.init(trained, jax.random.key(0))
     template = spread.place(jax.eval_shape(init))
     train_state = jax.jit(init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, template))()
-    return train_step, template, train_state, spread.shard(BATCH.__getitem__, BATCH.shape)
+    return train_step, template, train_state, spread.shard(reader(), 8)
 
 
 def restore_anywhere(folder, counts):

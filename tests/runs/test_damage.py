@@ -23,7 +23,7 @@ def state_at(step):
     """Everything a state can have; no two arrays alike, and no two steps."""
     params = {"conv": {"kernel": jnp.zeros((3, 3, 2, 4)), "bias": jnp.zeros(4)}, "out": {"kernel": jnp.zeros((8, 5))}}
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.constant_schedule(1e-3)))
-    leaves, tree = jax.tree.flatten(start(params, optimizer, SAMPLER))
+    leaves, tree = jax.tree.flatten(start(params, optimizer.init(params), SAMPLER.init()))
     keys = jax.random.split(jax.random.key(step), len(leaves))
     filled = [
         jax.random.normal(key, leaf.shape) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf + i

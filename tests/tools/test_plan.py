@@ -212,7 +212,7 @@ def test_a_run_is_prepared_without_its_data():
 def test_the_batch_of_a_plan_is_that_of_a_run(mesh):
     config = dataclasses.replace(TINY, parallel=ParallelConfig(mesh))
     run = loop.prepare(config, jax.devices()[:4])
-    planned, given = worker.batch(run), run.batch(0)
+    planned, given = worker.batch(run)["image"], run.batch(0)["image"]
     assert (planned.shape, planned.dtype) == (given.shape, given.dtype)
     assert planned.sharding.shard_shape(planned.shape)[0] == planned.shape[0] // 4
     if mesh:  # pmap's is an array of the host until the step takes it

@@ -6,11 +6,11 @@ import numpy as np
 import optax
 import pytest
 
-from ddpm_jax import build, timesteps
-from ddpm_jax.train import state, step
+from ddpm_jax import timesteps
+from ddpm_jax.train import task
 from ddpm_jax.train.accumulation import accumulated
 from tests.train.test_mesh import assert_close, prepare, record, run
-from tests.train.test_step import BATCH, HYBRID, IMPORTANCE, KEY, SHORT, Small
+from tests.train.test_step import BATCH, HYBRID, SHORT, Small, diffusion
 
 INDICES = jnp.arange(8, dtype=jnp.uint32)
 
@@ -25,11 +25,9 @@ def optax_promotes():
 @pytest.fixture(scope="module")
 def gradient():
     """(the gradient of a step with dropout and a learned variance, a state to take it at)."""
-    sampler = build.make_timestep_sampler(IMPORTANCE, SHORT)
-    model, objective = Small(2), build.make_objective(HYBRID, SHORT)
+    trained = diffusion(Small(2), optax.adam(1e-3), HYBRID, SHORT)
     with jax.numpy_dtype_promotion("standard"):
-        train_state = state.init(model, optax.adam(1e-3), sampler, BATCH.shape[1:], jax.random.key(0))
-    return step.make_gradient(model, objective, sampler, KEY), train_state
+        return trained.gradient, task.init(trained, jax.random.key(0))
 
 
 def test_a_mean_of_means_and_every_example_in_its_place():
@@ -53,11 +51,11 @@ def test_a_mean_of_means_and_every_example_in_its_place():
 @pytest.mark.parametrize("unroll", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_the_gradient_of_micro_batches_is_that_of_the_batch(gradient, unroll):
     one, train_state = gradient
-    expected, said = jax.jit(one, static_argnums=3)(train_state, BATCH, INDICES, 8)
+    expected, said = jax.jit(one, static_argnums=3)(train_state, {"image": BATCH}, INDICES, 8)
     assert expected.parts.keys() == {"simple", "vlb"}
     for num_parts in (2, 4, 8):
         many = jax.jit(accumulated(one, num_parts, unroll=unroll), static_argnums=3)
-        means, said_by_parts = many(train_state, BATCH, INDICES, 8)
+        means, said_by_parts = many(train_state, {"image": BATCH}, INDICES, 8)
         assert_close(means, expected, rtol=1e-5, atol=1e-6)
         np.testing.assert_array_equal(said_by_parts.t, said.t)
         assert_close(said_by_parts.losses, said.losses, rtol=1e-5)
@@ -65,7 +63,7 @@ def test_the_gradient_of_micro_batches_is_that_of_the_batch(gradient, unroll):
 
 def compiled(gradient, num_parts, unroll):
     one, train_state = gradient
-    batch = np.tile(BATCH, (8, 1, 1, 1))
+    batch = {"image": np.tile(BATCH, (8, 1, 1, 1))}
     many = jax.jit(accumulated(one, num_parts, unroll=unroll), static_argnums=3)
     return many.lower(train_state, batch, jnp.arange(64, dtype=jnp.uint32), 64).compile()
 
@@ -99,7 +97,7 @@ def test_steps_do_not_depend_on_micro_batches(sizes):
     options = {"objective": HYBRID, "schedule": SHORT}
     (*_, expected), metrics = run(Small(2), {}, 6, **options)
     (*_, after), metrics_of_parts = run(Small(2), sizes, 6, accumulate=2, **options)
-    assert timesteps.warmed_up(after.timestep_state)
+    assert timesteps.warmed_up(after.task_state)
     assert_close(metrics_of_parts, metrics, rtol=1e-5)
     assert_close(after, expected, rtol=1e-5, atol=1e-6)
 

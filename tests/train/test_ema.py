@@ -9,11 +9,10 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from scipy.integrate import quad
 
-from ddpm_jax import build
 from ddpm_jax.config.run import Config, OptimizerConfig, ParallelConfig, TrainConfig, from_dict, to_dict
 from ddpm_jax.runs import checkpoint
-from ddpm_jax.train import ema, loop, mesh, state
-from tests.train.test_step import BATCH, CONFIG, KEY, OBJECTIVE, S, Small
+from ddpm_jax.train import ema, loop, mesh, state, task
+from tests.train.test_step import CONFIG, Small, diffusion, reader
 
 AVERAGES = ema.Averages((0.5, 0.9), (0.05, 0.1, 0.2))
 
@@ -95,16 +94,13 @@ def test_paths_with_known_averages():
 
 def prepare(sizes, averages):
     """(train_step, template of its states, state before step 0, its batch), with Adam; sizes {} is pmap."""
-    sampler, optimizer = build.make_timestep_sampler(OBJECTIVE, S), state.make_optimizer(CONFIG)
+    trained = diffusion(Small(), state.make_optimizer(CONFIG))
     spread = loop.make_spread(ParallelConfig(sizes), jax.local_devices())
-    objective = build.make_objective(OBJECTIVE, S)
-    train_step = spread.make_train_step(
-        Small(), objective, sampler, optimizer, ema_decay=0.9, key=KEY, averages=averages
-    )
-    init = lambda: state.init(Small(), optimizer, sampler, BATCH.shape[1:], jax.random.key(0), averages)
+    train_step = spread.make_train_step(trained, ema_decay=0.9, averages=averages)
+    init = lambda: task.init(trained, jax.random.key(0), averages)
     template = spread.place(jax.eval_shape(init))
     train_state = jax.jit(init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, template))()
-    return train_step, template, train_state, spread.shard(BATCH.__getitem__, BATCH.shape)
+    return train_step, template, train_state, spread.shard(reader(), 8)
 
 
 def run(sizes, averages, num_steps=5):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax import build, timesteps
+from ddpm_jax import build
 from ddpm_jax.config.run import (
     Config,
     DataConfig,
@@ -22,10 +22,12 @@ from ddpm_jax.config.run import (
 )
 from ddpm_jax.runs import checkpoint
 from ddpm_jax.train import guards, loop, state, step
+from ddpm_jax.train.task import Means
+from ddpm_jax.train.tasks.diffusion import Said
 from tests.helpers import assert_train_refuses
 from tests.runs.test_checkpoint import fit, leaves
 from tests.train.test_mesh import SGD, assert_close, prepare
-from tests.train.test_step import BATCH, IMPORTANCE, SHORT
+from tests.train.test_step import BATCH, IMPORTANCE, SHORT, diffusion, reader
 
 NAN, INF = float("nan"), float("inf")
 
@@ -98,7 +100,7 @@ def run(sizes, batches, begin=lambda train_state: train_state, optimizer=None):
     train_state = begin(train_state)
     states, metrics = [jax.tree.map(np.array, train_state)], []
     for batch in batches:
-        train_state, values = train_step(train_state, spread.shard(batch.__getitem__, batch.shape))
+        train_state, values = train_step(train_state, spread.shard(reader(batch), 8))
         states.append(jax.tree.map(np.array, train_state))
         metrics.append({name: float(value) for name, value in values.items()})
     return states, metrics
@@ -119,7 +121,7 @@ def test_a_broken_step_changes_nothing_but_the_counts(sizes, broken):
     assert [(m["skipped"], m["skipped_in_a_row"]) for m in metrics] == [(0, 0), (1, 1), (2, 2), (2, 0)]
     not_finite = [[name for name in ("loss", "grad_norm") if not np.isfinite(m[name])] for m in metrics]
     assert not_finite == [[], [broken], [broken], []]
-    for name in ("params", "ema_params", "opt_state", "timestep_state"):
+    for name in ("params", "ema_params", "opt_state", "task_state"):
         changed = jax.tree.map(lambda a, b: not np.array_equal(a, b), getattr(four, name), getattr(one, name))
         assert all(jax.tree.leaves(changed)), name
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(four))
@@ -129,7 +131,7 @@ def test_a_state_without_counts_is_broken_by_it(broken):
     (_, after), (metrics,) = run({}, [WHITE])
     assert metrics.keys() == {"loss", "grad_norm"}
     wrong = {name for name, finite in guards.all_finite(after).items() if not finite}
-    assert wrong == {"loss": {"timestep_state"}, "grad_norm": {"params", "ema_params", "opt_state"}}[broken]
+    assert wrong == {"loss": {"task_state"}, "grad_norm": {"params", "ema_params", "opt_state"}}[broken]
 
 
 @SPREADS
@@ -149,7 +151,7 @@ def test_a_scanned_step_is_skipped_too(sizes, broken):
     spread = loop.make_spread(ParallelConfig(sizes), jax.local_devices())
     batches = [BATCH, WHITE, BATCH]
     after, metrics = train_step(
-        counting(train_state), tuple(spread.shard(batch.__getitem__, batch.shape) for batch in batches)
+        counting(train_state), step.Several(tuple(spread.shard(reader(batch), 8) for batch in batches))
     )
     (*_, expected), _ = run(sizes, batches, counting, SGD)
     assert after.skipped == (1, 0) and metrics["skipped_in_a_row"].tolist() == [0, 1, 0]
@@ -159,15 +161,15 @@ def test_a_scanned_step_is_skipped_too(sizes, broken):
 def test_skipping_needs_no_memory_for_a_second_state():
     """What a compiled update needs beside its donated state, in bytes: a few scalars more."""
     params = {"a": jnp.zeros((500, 500)), "b": jnp.zeros((500, 500))}
-    optimizer, sampler = state.make_optimizer(CONFIG), timesteps.uniform(SHORT)
-    update = step.make_update(sampler, optimizer, 0.99)
+    optimizer = state.make_optimizer(CONFIG)
+    update = step.make_update(diffusion(Fragile(), optimizer, schedule=SHORT), 0.99)
 
     def temporary(skipped):
         before = state.TrainState(jnp.int32(0), params, params, optimizer.init(params), (), skipped)
 
         def train_step(before, x):
             loss, grads = jax.value_and_grad(lambda p: jnp.mean((jnp.tanh(x @ p["a"]) @ p["b"]) ** 2))(before.params)
-            return update(before, step.Means(loss, {}, grads), step.Said(jnp.zeros(4, jnp.int32), jnp.zeros(4)))
+            return update(before, Means(loss, {}, grads), Said(jnp.zeros(4, jnp.int32), jnp.zeros(4)))
 
         compiled = jax.jit(train_step, donate_argnums=0).lower(before, jnp.zeros((8, 500))).compile()
         return compiled.memory_analysis().temp_size_in_bytes

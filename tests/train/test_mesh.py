@@ -12,26 +12,26 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from ddpm_jax import build, timesteps
+from ddpm_jax import timesteps
 from ddpm_jax.cli.parsing import parse
 from ddpm_jax.cli.train import TrainArguments
 from ddpm_jax.config.run import Config, ObjectiveConfig, OptimizerConfig, ParallelConfig, differences, from_dict
 from ddpm_jax.runs import checkpoint
-from ddpm_jax.train import loop, mesh, state, step
+from ddpm_jax.train import loop, mesh, state, step, task
 from tests.helpers import assert_train_refuses
 from tests.runs.test_checkpoint import CONFIG as RUN
-from tests.runs.test_checkpoint import assert_same_leaves, fit, leaves, with_steps
+from tests.runs.test_checkpoint import assert_same_leaves, fit, leaves, named, with_steps
 from tests.train.test_step import (
-    BATCH,
     CONFIG,
     HYBRID,
     IMPORTANCE,
-    KEY,
     OBJECTIVE,
     SHORT,
     Recorder,
     S,
     Small,
+    diffusion,
+    reader,
     small_unet,
 )
 
@@ -49,21 +49,13 @@ def optax_promotes():
 
 def prepare(model, sizes, *, optimizer=SGD, objective=OBJECTIVE, schedule=S, accumulate=1):
     """(train_step, the template of its states, the state before step 0, its batch); sizes {} is pmap."""
-    sampler = build.make_timestep_sampler(objective, schedule)
+    trained = diffusion(model, optimizer, objective, schedule)
     spread = loop.make_spread(ParallelConfig(sizes), jax.local_devices())
-    train_step = spread.make_train_step(
-        model,
-        build.make_objective(objective, schedule),
-        sampler,
-        optimizer,
-        ema_decay=0.5,
-        key=KEY,
-        accumulate=accumulate,
-    )
-    init = lambda: state.init(model, optimizer, sampler, BATCH.shape[1:], jax.random.key(0))
+    train_step = spread.make_train_step(trained, ema_decay=0.5, accumulate=accumulate)
+    init = lambda: task.init(trained, jax.random.key(0))
     template = spread.place(jax.eval_shape(init))
     train_state = jax.jit(init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, template))()
-    return train_step, template, train_state, spread.shard(BATCH.__getitem__, BATCH.shape)
+    return train_step, template, train_state, spread.shard(reader(), 8)
 
 
 def run(model, sizes, num_steps, **options):
@@ -105,7 +97,7 @@ def test_steps_are_those_of_pmap():
     """Six of them, with a learned variance, t by importance, and a gradient that is clipped by its global norm."""
     options = {"objective": HYBRID, "schedule": SHORT}
     (before, *_, after), metrics = run(Small(2), {}, 6, **options)
-    assert timesteps.warmed_up(after.timestep_state) and min(values["grad_norm"] for values in metrics) > 0.1
+    assert timesteps.warmed_up(after.task_state) and min(values["grad_norm"] for values in metrics) > 0.1
     for sizes in MESHES:
         (before_on_mesh, *_, after_on_mesh), metrics_on_mesh = run(Small(2), sizes, 6, **options)
         jax.tree.map(np.testing.assert_array_equal, before_on_mesh, before)
@@ -121,8 +113,8 @@ def test_importance_is_that_of_pmap():
     options = {"optimizer": optax.sgd(1e-30), "objective": IMPORTANCE, "schedule": SHORT}
     (*_, pmapped), _ = run(Small(), {}, 6, **options)
     (*_, on_mesh), _ = run(Small(), {"data": 2, "fsdp": 2}, 6, **options)
-    assert timesteps.warmed_up(pmapped.timestep_state)
-    jax.tree.map(np.testing.assert_array_equal, on_mesh.timestep_state, pmapped.timestep_state)
+    assert timesteps.warmed_up(pmapped.task_state)
+    jax.tree.map(np.testing.assert_array_equal, on_mesh.task_state, pmapped.task_state)
 
 
 # ------------------------------------------------------------------------------------------------------------ shards
@@ -159,7 +151,7 @@ def test_bytes_of_a_device_fall_with_fsdp(sizes):
         assert share == pytest.approx(sum(leaf.nbytes for leaf in arrays) / fsdp, rel=0.05)
     for leaf, expected in zip(jax.tree.leaves(train_state), jax.tree.leaves(template), strict=True):
         assert leaf.sharding == expected.sharding
-    for leaf in jax.tree.leaves((train_state.step, train_state.timestep_state)):
+    for leaf in jax.tree.leaves((train_state.step, train_state.task_state)):
         assert leaf.is_fully_replicated
     train_step(train_state, batch)
     assert train_step._cache_size() == 1  # compiled once
@@ -182,7 +174,7 @@ def elements_moved(text):
 def test_devices_exchange_parameters_and_gradients_not_activations(model):
     """An activation of 8 images is larger than any parameter."""
     train_step, template, _, batch = prepare(model, {"fsdp": 4})
-    given = jax.ShapeDtypeStruct(batch.shape, batch.dtype, sharding=batch.sharding)
+    given = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), batch)
     moved = elements_moved(train_step.lower(template, given).compile().as_text())
     sizes = [leaf.size for leaf in jax.tree.leaves(template.params)]
     # Each parameter is gathered, each gradient summed; beside these there are scalars, and t and losses of 8 examples.
@@ -245,14 +237,6 @@ def test_a_run_goes_on_from_pmap_to_a_mesh_and_back(tmp_path):
         np.testing.assert_allclose(a[name], b[name], rtol=1e-3, atol=2e-5, err_msg=name)
 
 
-def named(train_state):
-    return {
-        name + jax.tree_util.keystr(path): np.asarray(leaf)
-        for name in checkpoint.ITEMS
-        for path, leaf in jax.tree_util.tree_leaves_with_path(getattr(train_state, name))
-    }
-
-
 def test_configurations():
     parsed = parse(TrainArguments, "--parallel.mesh data 2 fsdp 2".split(), "train").config
     assert parsed == on_mesh(Config(), data=2, fsdp=2) and differences(Config(), parsed) == []
@@ -284,10 +268,10 @@ def test_a_users_error_is_one_line(options, message, tmp_path, monkeypatch, caps
 
 def test_a_batch_that_does_not_fit_is_refused_while_tracing():
     train_step, template, _, batch = prepare(Small(), {"fsdp": 4}, accumulate=4)
-    given = jax.ShapeDtypeStruct(batch.shape, jnp.uint8)
+    given = {"image": jax.ShapeDtypeStruct(batch["image"].shape, jnp.uint8)}
     with pytest.raises(ValueError, match=r"train.accumulate 4 does not divide the 2 examples of each device"):
         train_step.lower(template, given)
     with pytest.raises(ValueError, match="batch size 6 is not divisible by the number of devices, 4"):
-        mesh.shard(BATCH.__getitem__, (6, 4, 4, 1), mesh.make_mesh({"fsdp": 4}, jax.local_devices()))
+        mesh.shard(reader(), 6, mesh.make_mesh({"fsdp": 4}, jax.local_devices()))
     with pytest.raises(ValueError, match="batch size 6 is not divisible by the number of devices, 4"):
-        step.shard(BATCH.__getitem__, (6, 4, 4, 1), jax.local_devices())
+        step.shard(reader(), 6, jax.local_devices())

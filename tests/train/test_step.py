@@ -13,7 +13,8 @@ from ddpm_jax import build, images, objectives, schedules, timesteps, weightings
 from ddpm_jax.config.run import ObjectiveConfig, OptimizerConfig
 from ddpm_jax.models.layers import dropout
 from ddpm_jax.models.unet import UNet
-from ddpm_jax.train import ema, state, step
+from ddpm_jax.train import ema, state, step, task
+from ddpm_jax.train.tasks.diffusion import Diffusion
 
 S = schedules.linear(100)
 KEY = jax.random.key(5)
@@ -62,20 +63,29 @@ class Recorder(nn.Module):
         return x_t * self.param("scale", nn.initializers.ones, (1, 1, 1, 1))
 
 
-def prepare(model, num_devices, config=CONFIG, objective=OBJECTIVE, schedule=S):
-    """(train_step, the state before step 0 on these devices)."""
-    optimizer, sampler = state.make_optimizer(config), build.make_timestep_sampler(objective, schedule)
-    devices = jax.local_devices()[:num_devices]
-    train_step = step.make_train_step(
+def diffusion(model, optimizer, objective=OBJECTIVE, schedule=S):
+    """The task of a network that learns from BATCH."""
+    return Diffusion(
         model,
         build.make_objective(objective, schedule),
-        sampler,
+        build.make_timestep_sampler(objective, schedule),
         optimizer,
-        ema_decay=config.ema_decay,
-        key=KEY,
-        devices=devices,
+        KEY,
+        BATCH.shape[1:],
     )
-    train_state = jax.jit(lambda: state.init(model, optimizer, sampler, BATCH.shape[1:], jax.random.key(0)))()
+
+
+def reader(batch=BATCH):
+    """read(rows) -> those rows of a batch of records."""
+    return lambda rows: {"image": batch[rows]}
+
+
+def prepare(model, num_devices, config=CONFIG, objective=OBJECTIVE, schedule=S):
+    """(train_step, the state before step 0 on these devices)."""
+    trained = diffusion(model, state.make_optimizer(config), objective, schedule)
+    devices = jax.local_devices()[:num_devices]
+    train_step = step.make_train_step(trained, ema_decay=config.ema_decay, devices=devices)
+    train_state = jax.jit(lambda: task.init(trained, jax.random.key(0)))()
     sharding = jax.tree.map(lambda leaf: leaf.sharding, step.replicated(train_state, devices))
     return train_step, jax.device_put(train_state, sharding)
 
@@ -83,7 +93,7 @@ def prepare(model, num_devices, config=CONFIG, objective=OBJECTIVE, schedule=S):
 def run(model, num_devices, num_steps=1, **options):
     """(the state before every step and after the last, the metrics of every step)."""
     train_step, train_state = prepare(model, num_devices, **options)
-    batch = step.shard(BATCH.__getitem__, BATCH.shape, jax.local_devices()[:num_devices])
+    batch = step.shard(reader(), 8, jax.local_devices()[:num_devices])
     states, metrics = [jax.tree.map(np.array, train_state)], []
     for _ in range(num_steps):
         train_state, values = train_step(train_state, batch)
@@ -117,10 +127,10 @@ def test_importance_is_the_same_on_1_2_and_4_devices():
     still = dataclasses.replace(CONFIG, learning_rate=1e-30)
     options = {"num_steps": 6, "config": still, "objective": IMPORTANCE, "schedule": SHORT}
     (*_, one), metrics = run(Small(), 1, **options)
-    assert timesteps.warmed_up(one.timestep_state) and len(set(losses_of(metrics))) == 6
+    assert timesteps.warmed_up(one.task_state) and len(set(losses_of(metrics))) == 6
     for n in (2, 4):
         (*_, many), metrics_n = run(Small(), n, **options)
-        jax.tree.map(np.testing.assert_array_equal, many.timestep_state, one.timestep_state)
+        jax.tree.map(np.testing.assert_array_equal, many.task_state, one.task_state)
         np.testing.assert_allclose(losses_of(metrics_n), losses_of(metrics), rtol=1e-6)
 
 
@@ -131,7 +141,7 @@ def test_states_agree_on_1_2_and_4_devices():
         (*_, many), metrics_n = run(Small(2), n, 6, objective=HYBRID, schedule=SHORT)
         np.testing.assert_allclose(losses_of(metrics_n), losses_of(metrics), rtol=1e-4)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), many.params, one.params)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), many.timestep_state, one.timestep_state)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), many.task_state, one.task_state)
 
 
 def test_a_step_is_its_definition():
@@ -168,11 +178,11 @@ def test_a_hybrid_step_with_importance_is_its_definition():
     """What is minimized, what the log shows, what the sampler remembers, at the first step after the warm-up."""
     model, sampler = Small(2), timesteps.importance(SHORT, history=2)
     states, metrics = run(model, 4, 6, objective=HYBRID, schedule=SHORT)
-    k = next(k for k, s in enumerate(states) if timesteps.warmed_up(s.timestep_state))
+    k = next(k for k, s in enumerate(states) if timesteps.warmed_up(s.task_state))
     assert 0 < k < 6
     before, after = states[k], states[k + 1]
     keys = jax.vmap(lambda b: jax.random.split(jax.random.fold_in(jax.random.fold_in(KEY, k), b), 3))(jnp.arange(8))
-    t, weight = sampler.draw(before.timestep_state, lambda b: keys[b, 0], jnp.arange(8), 8)
+    t, weight = sampler.draw(before.task_state, lambda b: keys[b, 0], jnp.arange(8), 8)
     assert len(set(np.asarray(weight))) > 1
     x_0, eps = jnp.asarray(images.to_float(BATCH)), jax.vmap(lambda key: jax.random.normal(key, (4, 4, 1)))(keys[:, 1])
     model_fn = lambda x, t: model.apply({"params": before.params}, x, t, train=True, dropout_keys=keys[:, 2])
@@ -184,8 +194,8 @@ def test_a_hybrid_step_with_importance_is_its_definition():
         "vlb": 4 * objectives.vlb(*arguments, **options),
     }.items():
         assert metrics[k][name] == pytest.approx(float(jnp.mean(weight * loss)), rel=1e-5), name
-    expected = timesteps.remember(before.timestep_state, t, total)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), after.timestep_state, expected)
+    expected = timesteps.remember(before.task_state, t, total)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), after.task_state, expected)
 
 
 @pytest.mark.parametrize("prediction", ["x_0", "v", "x_prev", "score"])
@@ -255,11 +265,11 @@ def test_learning_rate_schedule():
 
 def test_the_old_state_is_donated():
     train_step, train_state = prepare(Small(), 2)
-    train_step(train_state, step.shard(BATCH.__getitem__, BATCH.shape, jax.local_devices()[:2]))
+    train_step(train_state, step.shard(reader(), 8, jax.local_devices()[:2]))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(train_state.params))
 
 
 def test_batch_must_be_divisible_by_devices():
     with pytest.raises(ValueError, match="batch size 8 is not divisible by the number of devices, 3"):
-        step.shard(BATCH.__getitem__, BATCH.shape, jax.local_devices()[:3])
-    np.testing.assert_array_equal(step.shard(BATCH.__getitem__, BATCH.shape, jax.local_devices())[2, 1], BATCH[5])
+        step.shard(reader(), 8, jax.local_devices()[:3])
+    np.testing.assert_array_equal(step.shard(reader(), 8, jax.local_devices())["image"][2, 1], BATCH[5])

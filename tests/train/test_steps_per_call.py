@@ -9,11 +9,11 @@ import pytest
 
 from ddpm_jax import build, timesteps
 from ddpm_jax.config.run import Config, OptimizerConfig, ParallelConfig, SampleConfig, TrainConfig, differences
-from ddpm_jax.train import loop
+from ddpm_jax.train import loop, step
 from tests.helpers import assert_train_refuses
 from tests.runs.test_checkpoint import fit, leaves
 from tests.train.test_mesh import assert_close, prepare
-from tests.train.test_step import BATCH, HYBRID, SHORT, Small
+from tests.train.test_step import BATCH, HYBRID, SHORT, Small, reader
 
 BATCHES = [np.roll(BATCH, i, axis=0) for i in range(6)]
 
@@ -26,10 +26,10 @@ def optax_promotes():
 
 
 def run(train_step, train_state, batches, lengths):
-    """(the state after calls of so many steps each, the metrics of every step); 1 is a batch that is no tuple."""
+    """(the state after calls of so many steps each, the metrics of every step); 1 is a batch by itself."""
     train_state, batches, metrics = jax.tree.map(jnp.copy, train_state), iter(batches), []
     for n in lengths:
-        batch = next(batches) if n == 1 else tuple(next(batches) for _ in range(n))
+        batch = next(batches) if n == 1 else step.Several(tuple(next(batches) for _ in range(n)))
         train_state, values = train_step(train_state, batch)
         rows = jax.tree.map(lambda x, n=n: np.reshape(x, n), values)
         metrics += [{name: column[i] for name, column in rows.items()} for i in range(n)]
@@ -44,16 +44,16 @@ def test_scanned_steps_are_single_steps(sizes):
     """
     train_step, _, train_state, _ = prepare(Small(2), sizes, objective=HYBRID, schedule=SHORT)
     spread = loop.make_spread(ParallelConfig(sizes), jax.local_devices())
-    batches = [spread.shard(batch.__getitem__, batch.shape) for batch in BATCHES]
+    batches = [spread.shard(reader(batch), 8) for batch in BATCHES]
     one, metrics = run(train_step, train_state, batches, [1] * 6)
-    assert timesteps.warmed_up(one.timestep_state) and len({values["loss"].item() for values in metrics}) == 6
+    assert timesteps.warmed_up(one.task_state) and len({values["loss"].item() for values in metrics}) == 6
     many, metrics_of_many = run(train_step, train_state, batches, [1, 2, 1, 2])
     assert many.step == 6
     assert_close(metrics_of_many, metrics, rtol=1e-6)
     assert_close(many, one, rtol=1e-6, atol=2e-7)
-    np.testing.assert_array_equal(many.timestep_state.counts, one.timestep_state.counts)
+    np.testing.assert_array_equal(many.task_state.counts, one.task_state.counts)
     trace = lambda batch: str(jax.make_jaxpr(train_step)(train_state, batch)).count("conv_general_dilated[")
-    assert trace((batches[0],) * 6) == trace(batches[0]) >= 4  # six steps are written down once
+    assert trace(step.Several((batches[0],) * 6)) == trace(batches[0]) >= 4  # six steps are written down once
 
 
 def test_calls_end_at_multiples():

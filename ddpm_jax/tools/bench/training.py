@@ -19,7 +19,8 @@ from ddpm_jax.tools.bench.interleave import Job
 from ddpm_jax.tools.bench.networks import parameters
 from ddpm_jax.tools.bench.sampling import FORMS, REFERENCE, lazily
 from ddpm_jax.tools.bench.settings import Say, Settings, compare
-from ddpm_jax.train import state, step
+from ddpm_jax.train import state, step, task
+from ddpm_jax.train.tasks.diffusion import Diffusion
 
 RECIPE = OptimizerConfig(learning_rate=2e-4, warmup_steps=0, decay_steps=None, clip_norm=1.0, ema_decay=0.9999)
 EXAMPLES = 10_000  # of the data pipeline's set
@@ -45,18 +46,17 @@ def measure(settings: Settings, say: Say) -> list[Block]:
 def our_job(settings: Settings, params: Any, batch: np.ndarray, devices: Sequence[jax.Device]) -> Job:
     """The step that `ddpm-jax train` takes, on its own result again and again."""
     schedule, objective = build.make_schedule(ScheduleConfig()), ObjectiveConfig()
-    timestep_sampler, optimizer = build.make_timestep_sampler(objective, schedule), state.make_optimizer(RECIPE)
-    train_step = step.make_train_step(
+    diffusion = Diffusion(
         settings.ours.model,
         build.make_objective(objective, schedule),
-        timestep_sampler,
-        optimizer,
-        ema_decay=RECIPE.ema_decay,
-        key=jax.random.key(0),
-        devices=devices,
+        build.make_timestep_sampler(objective, schedule),
+        state.make_optimizer(RECIPE),
+        jax.random.key(0),
+        settings.ours.image_shape,
     )
-    now = [state.start(jax.device_put(params), optimizer, timestep_sampler)]
-    sharded = step.shard(lambda rows: batch[rows], batch.shape, devices)
+    train_step = step.make_train_step(diffusion, ema_decay=RECIPE.ema_decay, devices=devices)
+    now = [task.start(diffusion, jax.device_put(params))]
+    sharded = step.shard(lambda rows: {"image": batch[rows]}, len(batch), devices)
 
     def run() -> None:
         now[0], metrics = train_step(now[0], sharded)

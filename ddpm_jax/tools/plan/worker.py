@@ -24,6 +24,7 @@ from ddpm_jax.data.records import IMAGE, image_feature, of_columns
 from ddpm_jax.samplers.catalogue import make_table
 from ddpm_jax.tools.plan import chips, hlo
 from ddpm_jax.train import loop
+from ddpm_jax.train.tasks.diffusion import Diffusion
 
 
 def main(request_file: str, result_file: str) -> None:
@@ -109,14 +110,18 @@ def lower_train(run: loop.Run) -> Lowered:
     return lowered, state_bytes, 1
 
 
-def batch(run: loop.Run) -> jax.ShapeDtypeStruct:
+def batch(run: loop.Run) -> dict[str, jax.ShapeDtypeStruct]:
     """What run.batch gives, without images: the first axis is divided over all devices."""
     train, n = run.config.train, len(run.devices)
     leading = (train.batch_size,) if run.config.parallel.mesh else (n, train.batch_size // n)
     sharding = run.template().step.sharding
     assert isinstance(sharding, NamedSharding)  # of pmap too, see step.replicated
     divided = NamedSharding(sharding.mesh, PartitionSpec(sharding.mesh.axis_names))
-    return jax.ShapeDtypeStruct((*leading, *run.source.image_shape), np.uint8, sharding=divided)
+    features = {name: run.source.spec[name] for name in run.task.reads}
+    return {
+        name: jax.ShapeDtypeStruct((*leading, *feature.shape), feature.dtype, sharding=divided)
+        for name, feature in features.items()
+    }
 
 
 def lower_sampler(run: loop.Run) -> Lowered:
@@ -124,12 +129,13 @@ def lower_sampler(run: loop.Run) -> Lowered:
 
     The compiler counts the body of its loop, one call of the network, once.
     """
-    config, sharding = run.config, SingleDeviceSharding(run.devices[0])
+    config, sharding, task = run.config, SingleDeviceSharding(run.devices[0]), run.task
+    assert isinstance(task, Diffusion) and task.draw is not None  # what a configuration names
     place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
     params = jax.tree.map(place, jax.eval_shape(run.init).ema_params)
     schedule = build.make_schedule(config.schedule)
     table = make_table(config.sample.sampler, schedule, config.sample.num_steps, variance=config.objective.variance)
-    lowered = run.draw.lower(params, place(run.key_sample))  # pyright: ignore[reportFunctionMemberAccess]
+    lowered = task.draw.lower(params, place(run.key_sample))  # pyright: ignore[reportFunctionMemberAccess]
     return lowered, {"parameters": bytes_on_one(params)}, table.num_calls
 
 

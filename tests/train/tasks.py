@@ -1,0 +1,74 @@
+"""A task that is none of diffusion's, quick to compile: what holds for it as well, the loop does by itself."""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ddpm_jax.train import state
+from ddpm_jax.train.task import Means, Start
+
+
+class Seen(NamedTuple):
+    """The sum of all losses and the last batch's, in its order."""
+
+    total: jax.Array
+    last: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class LeastSquares:
+    """mean_b (w . x_b + c - y_b)^2 / 2, y being a picture's last pixel and x the others, each with noise of its own.
+
+    It minds the order of a batch, the indices of its examples and the step, as any task may.
+    """
+
+    num_pixels: int
+    batch_size: int
+    key: jax.Array
+    optimizer: optax.GradientTransformation
+    reads: tuple[str, ...] = ("image",)
+
+    def init(self, key):
+        return {"w": jax.random.normal(key, (self.num_pixels - 1,)), "c": jnp.zeros(())}
+
+    def start(self, params):
+        return Start(self.optimizer.init(params), Seen(jnp.zeros(()), jnp.zeros(self.batch_size)))
+
+    def gradient(self, state, batch, indices, batch_size) -> tuple[Means, Any]:
+        pixels = batch["image"].reshape(len(indices), -1).astype(jnp.float32) / 255
+        key_of = lambda b: jax.random.fold_in(jax.random.fold_in(self.key, state.step), b)
+        noise = jax.vmap(lambda b: jax.random.normal(key_of(b), pixels.shape[1:]))(indices)
+        x, y = jnp.split(pixels + 0.1 * noise, [self.num_pixels - 1], axis=1)
+
+        def loss(params):
+            losses = (x @ params["w"] + params["c"] - y[:, 0]) ** 2 / 2
+            return jnp.mean(losses), losses
+
+        (mean, losses), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+        return Means(mean, {"noise": jnp.mean(noise**2)}, grads), losses
+
+    def update(self, before, means, losses):
+        seen = Seen(before.task_state.total + jnp.sum(losses), losses)
+        return state.optimized(before, means.grads, self.optimizer, seen)
+
+    def pictures(self, params, key):
+        side = int(np.sqrt(self.num_pixels))
+        weights = np.append(np.asarray(params["w"]), 0)[: side * side]
+        return np.clip(128 + 64 * weights, 0, 255).astype(np.uint8).reshape(1, side, side, 1)
+
+    def described(self, num_parameters):
+        return f"least squares with {num_parameters} parameters"
+
+
+def least_squares(config, say):
+    """A `tasks.MakeTask`."""
+
+    def of_data(config, source, key):
+        optimizer = state.make_optimizer(config.optimizer)
+        return LeastSquares(int(np.prod(source.image_shape)), config.train.batch_size, key, optimizer)
+
+    return of_data
