@@ -1,7 +1,7 @@
 """A run's directory: the configuration it is the result of, the states along the way, how it went.
 
     config.json         the resolved configuration, the shape and number of the images
-    environment.jsonl   one line per start: versions, git commit, devices, from which step
+    environment.jsonl   written by environment: one line per start
     checkpoints/STEP/   Orbax: params, ema_params, opt_state, and what else a run has: timestep_state, ema_stack,
                         skipped; seal.json: size and CRC-32 of their files
     averages/STEP/      written by posthoc
@@ -13,15 +13,11 @@ files are all as its seal says is read: Orbax alone restores a flipped bit witho
 
 import contextlib
 import dataclasses
-import datetime
 import errno
-import importlib.metadata
 import itertools
 import json
 import os
-import platform
 import shlex
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -116,41 +112,6 @@ def load_run(workdir: Path) -> RunInfo:
         return from_dict(json.loads(path.read_text()), RunInfo)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {error}") from None
-
-
-def record_environment(workdir: Path, step: int, begun_from_step: int | None = None) -> None:
-    """One line in environment.jsonl: what this part of the run was computed with.
-
-    Args:
-      step: from which it goes on.
-      begun_from_step: of the other run, where this one begins with what that has learned.
-    """
-    packages = ("ddpm-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
-    devices = jax.devices()
-    line = {
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "from_step": step,
-        **({} if begun_from_step is None else {"begun_from_step": begun_from_step}),
-        "git_commit": _git_commit(),
-        "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in packages},
-        "devices": f"{len(devices)} x {devices[0].device_kind}",
-        "processes": jax.process_count(),
-    }
-    path = workdir / "environment.jsonl"
-    with naming(path), open(path, "a") as file:
-        file.write(json.dumps(line) + "\n")
-
-
-def _git_commit() -> str | None:
-    """The commit of this package's source tree, with "+" if files differ from it; None outside a git tree."""
-    git = lambda *args: subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), *args], capture_output=True, text=True, check=True
-    ).stdout.strip()
-    try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 # ------------------------------------------------------------------------------------------------------ checkpoints

@@ -17,7 +17,7 @@ from ddpm_jax.config.run import Config, ParallelConfig, TrainConfig
 from ddpm_jax.host import processes
 from ddpm_jax.host.picture_files import save_grid
 from ddpm_jax.host.storage import Say, retrying
-from ddpm_jax.runs import checkpoint, posthoc
+from ddpm_jax.runs import checkpoint, environment, posthoc
 from ddpm_jax.train import begin, ema, guards, mesh, state, step, task, tasks
 from ddpm_jax.train.metrics import MetricsLog, plot_loss
 
@@ -201,7 +201,9 @@ def fit(config: Config, workdir: Path, report: Report, make_task: tasks.MakeTask
         done, last = int(train_state.step), config.train.num_steps
         log = MetricsLog(workdir, done) if processes.is_first() else None
         if log is not None:
-            checkpoint.record_environment(workdir, done, begun_from_step)
+            environment.record(workdir, done, begun_from_step)
+            if done and (changes := environment.changes(workdir)):
+                report.say(f"going on with {'; '.join(changes)}: not in the bits of a run that was never stopped")
         after = _After(run, workdir, make_watch(run, saved, report), log, save, report)
         report.start(done, last)
         previous = None

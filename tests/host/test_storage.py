@@ -18,7 +18,7 @@ from PIL import Image
 
 from ddpm_jax import cli, data
 from ddpm_jax.host import storage
-from ddpm_jax.runs import checkpoint
+from ddpm_jax.runs import checkpoint, environment
 from ddpm_jax.train import loop, metrics
 from tests.runs import test_checkpoint
 from tests.runs.test_checkpoint import assert_same_leaves, fit
@@ -60,9 +60,9 @@ def fails(tmp_path, what):
     """What `ddpm-jax train` printed as its error when this happened to its directory."""
     (tmp_path / "experiment.py").write_text(EXPERIMENT)
     command = [sys.executable, "-c", FAILS, str(tmp_path / "run"), what, str(tmp_path / "experiment.py")]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    variables = os.environ | {"PYTHONPATH": str(REPOSITORY), "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     start = time.monotonic()
-    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=REPOSITORY, env=variables, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2, done.stderr[-3000:]
     assert "Traceback" not in done.stderr and "ERROR" not in done.stderr, done.stderr
     print(f"{time.monotonic() - start:.1f} s: {done.stderr}")
@@ -160,7 +160,7 @@ def test_every_file_of_a_run_is_named_when_the_disk_is_full(tmp_path, monkeypatc
     writes = {
         "metrics.jsonl": lambda: log.write(2, {"loss": 1.0}, 8),
         "config.json.partial": lambda: storage.write_atomically(tmp_path / "config.json", "x" * 99),
-        "environment.jsonl": lambda: checkpoint.record_environment(tmp_path, 0),
+        "environment.jsonl": lambda: environment.record(tmp_path, 0),
         "loss.png": lambda: loop.plot_loss(tmp_path / "metrics.jsonl", tmp_path / "loss.png"),
         "grid.png.partial": lambda: loop.save_grid(tmp_path / "grid.png", np.zeros((4, 8, 8, 1), np.uint8)),
     }

@@ -272,8 +272,15 @@ def test_all_checkpoints_damaged_is_an_error_that_lists_them(run):
 
 
 def test_a_half_written_checkpoint_is_not_taken_for_one(run):
+    """Whoever goes on with another JAX is told so."""
     shutil.copytree(run / "checkpoints" / "8", run / "checkpoints" / "10.orbax-checkpoint-tmp-1")
-    assert fit(run).seen == [8]
+    start = json.loads((run / "environment.jsonl").read_text().splitlines()[-1])
+    start["versions"]["jax"] = "0.9"
+    (run / "environment.jsonl").write_text(json.dumps(start) + "\n")
+    notes = fit(run)
+    assert notes.seen == [8]
+    assert [said for said in notes.said if f"jax 0.9, now {jax.__version__}: not in the bits" in said]
+    assert fit(run).said == []
 
 
 @pytest.mark.slow

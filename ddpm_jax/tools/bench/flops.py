@@ -14,7 +14,7 @@ def product_flops(f: Callable[..., Any], *args: Any) -> int:
     Not XLA's cost analysis, which adds elementwise work, differs between devices, leaves the padding out of
     convolutions, and counts the body of a loop once. Here a scan counts as often as it runs; a while loop, once.
     """
-    return _of_jaxpr(jax.make_jaxpr(f)(*args).jaxpr)
+    return _of_jaxpr(jax.make_jaxpr(f)(*args))
 
 
 def _of_jaxpr(jaxpr: Any) -> int:
@@ -24,7 +24,7 @@ def _of_jaxpr(jaxpr: Any) -> int:
 def _flops(equation: Any) -> int:
     name = equation.primitive.name
     if name == "cond":  # of forms for several platforms, the plain one has the most
-        return max(_of_jaxpr(branch.jaxpr) for branch in equation.params["branches"])
+        return max(_of_jaxpr(branch) for branch in equation.params["branches"])
     if name == "conv_general_dilated":
         kernel = equation.invars[1].aval.shape
         outputs = kernel[equation.params["dimension_numbers"].rhs_spec[0]]

@@ -4,10 +4,11 @@ import datetime
 import importlib.metadata
 import os
 import platform
-from pathlib import Path
 from typing import Any
 
 import jax
+
+from ddpm_jax.host import processor
 
 PACKAGES = ("ddpm-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "torch", "diffusers")
 FLAGS = ("XLA_FLAGS", "JAX_PLATFORMS", "JAX_DEFAULT_MATMUL_PRECISION", "OMP_NUM_THREADS", "TORCHINDUCTOR_MAX_AUTOTUNE")
@@ -18,7 +19,7 @@ def description() -> dict[str, Any]:
     devices = jax.devices()
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "processor": _processor(),
+        "processor": processor.name(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gib": _memory_gib(),
         "load_average": list(os.getloadavg()),
@@ -48,13 +49,6 @@ def sentence(machine: dict[str, Any]) -> str:
         + ("" if memory is None else f", {memory:.0f} GiB")
         + f"; {machine['devices']}; {machine['system']}; Python {machine['python']}, {versions}{flags}"
     )
-
-
-def _processor() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or "unknown processor"
 
 
 def _memory_gib() -> float | None:
