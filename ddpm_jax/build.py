@@ -15,6 +15,7 @@ from ddpm_jax.config.run import Config, ObjectiveConfig, ScheduleConfig
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.names import choose
 from ddpm_jax.process import LEARNED, ModelFn
+from ddpm_jax.reading import MakeDenoise, Reading
 from ddpm_jax.schedules import Schedule
 
 
@@ -29,7 +30,7 @@ def make_model(config: Config, image_shape: tuple[int, int, int]) -> UNet:
       ValueError: settings that do not fit each other or the images.
     """
     settings = dataclasses.asdict(resolved(config, image_shape).model)
-    out_channels = image_shape[-1] * (2 if config.objective.variance in LEARNED else 1)
+    out_channels = make_reading(config.objective).channels(image_shape[-1])
     model = UNet(**settings | {"out_channels": out_channels, "dtype": jnp.dtype(config.model.dtype)})
     params_template(model, image_shape)
     return model
@@ -51,7 +52,6 @@ class Losses(NamedTuple):
     parts: dict[str, jax.Array]
 
 
-MakeDenoise = Callable[[ModelFn], samplers.Denoise]
 Objective = Callable[[ModelFn, jax.Array, jax.Array, jax.Array], Losses]
 
 
@@ -75,7 +75,7 @@ PIXEL = jax.ShapeDtypeStruct((1, 1), jnp.float32)
 
 def _stand_in(config: ObjectiveConfig) -> ModelFn:
     """What returns as many channels as the network, to trace what is around the network at once."""
-    return lambda x_t, t: jnp.tile(x_t, 2 if config.variance in LEARNED else 1)
+    return lambda x_t, t: jnp.tile(x_t, make_reading(config).channels(1))
 
 
 def _simple(config: ObjectiveConfig, schedule: Schedule) -> Objective:
@@ -120,15 +120,13 @@ def _hybrid(config: ObjectiveConfig, schedule: Schedule) -> Objective:
 
 
 def _edm(config: ObjectiveConfig, schedule: Schedule) -> Objective:
-    loss = functools.partial(objectives.edm, **_sigma_data(config))
+    sigma_data = make_reading(config).sigma_data
+    assert sigma_data is not None  # of edm it never is
+    loss = functools.partial(objectives.edm, sigma_data=sigma_data)
     return lambda model_fn, x_0, t, eps: Losses(loss(model_fn, schedule, x_0, t, eps), {})
 
 
 LOSSES = {"simple": _simple, "vlb": _vlb, "hybrid": _hybrid, "edm": _edm}
-
-
-def _sigma_data(config: ObjectiveConfig) -> dict[str, float]:
-    return {} if config.sigma_data is None else {"sigma_data": config.sigma_data}
 
 
 def make_timestep_sampler(config: ObjectiveConfig, schedule: Schedule) -> timesteps.TimestepSampler:
@@ -136,6 +134,14 @@ def make_timestep_sampler(config: ObjectiveConfig, schedule: Schedule) -> timest
 
 
 # --------------------------------------------------------------------------------------------------------- sampling
+
+
+def make_reading(config: ObjectiveConfig, clip: float | None = None) -> Reading:
+    """What the output of a run's network means; samplers clip to [-clip, clip], None for no clipping."""
+    if config.loss == "edm":
+        sigma_data = objectives.SIGMA_DATA if config.sigma_data is None else config.sigma_data
+        return Reading("edm", config.variance, clip, sigma_data=sigma_data)
+    return Reading(config.prediction, config.variance, clip)
 
 
 def check_table(config: ObjectiveConfig, make_denoise: MakeDenoise, table: samplers.Table) -> None:
@@ -149,21 +155,4 @@ def check_table(config: ObjectiveConfig, make_denoise: MakeDenoise, table: sampl
 
 def make_denoiser(config: ObjectiveConfig, schedule: Schedule, clip: float | None) -> MakeDenoise:
     """From the network of a run, trained on this schedule, to what samplers call."""
-    if config.loss == "edm":
-        make = functools.partial(samplers.edm, **_sigma_data(config))
-        return make if clip is None else lambda model_fn: samplers.clipped(make(model_fn), clip)
-    variance = config.variance if config.variance in LEARNED else "fixed"
-    if config.prediction == "x_prev":
-        return lambda model_fn: samplers.denoiser(
-            samplers.x_0_from_mean(model_fn, schedule), "x_0", clip, variance=variance
-        )
-    return functools.partial(samplers.denoiser, prediction=config.prediction, clip=clip, variance=variance)
-
-
-def in_process_terms(
-    config: ObjectiveConfig, model_fn: ModelFn, schedule: Schedule
-) -> tuple[ModelFn, process.PredictionType]:
-    """The network of a run as one that process and objectives know, and what that predicts."""
-    if config.loss == "edm":
-        return samplers.x_0_from_edm(model_fn, schedule, **_sigma_data(config)), "x_0"
-    return model_fn, config.prediction
+    return make_reading(config, clip).denoiser(schedule)

@@ -20,6 +20,8 @@ from ddpm_jax.process import LEARNED, ModelFn, PredictionType, VarianceType
 from ddpm_jax.schedules import Schedule
 from ddpm_jax.special import gaussians
 
+SIGMA_DATA = 0.5  # of images in [-1, 1], in Karras et al. 2022 (arXiv:2206.00364)
+
 
 class VlbTerm(NamedTuple):
     """One term of the bound, [B], and the pred_x_0 it came from, like x_t."""
@@ -190,7 +192,13 @@ def hybrid(
 
 
 def edm(
-    model_fn: ModelFn, schedule: Schedule, x_0: jax.Array, t: jax.Array, eps: jax.Array, *, sigma_data: float = 0.5
+    model_fn: ModelFn,
+    schedule: Schedule,
+    x_0: jax.Array,
+    t: jax.Array,
+    eps: jax.Array,
+    *,
+    sigma_data: float = SIGMA_DATA,
 ) -> jax.Array:
     """lambda(s) (D(x_t / alpha; s) - x_0)^2 at s = sigma / alpha: the loss of EDM's network F on a Schedule's levels.
 
@@ -216,13 +224,28 @@ def edm(
     """
     if not sigma_data > 0:
         raise ValueError(f"sigma_data must be positive, got {sigma_data}")
-    column = lambda table: table[t].astype(x_0.dtype).reshape(-1, *(1,) * (x_0.ndim - 1))
-    alpha, sigma = column(schedule.sqrt_alphas_cumprod), column(schedule.sqrt_one_minus_alphas_cumprod)
-    std = jnp.hypot(sigma, sigma_data * alpha)
+    _, _, std = _levels(schedule, x_0, t, sigma_data)
     scaled = process.q_sample(schedule, x_0, t, eps) / std
     output = model_fn(scaled, schedule.timesteps[t].astype(jnp.float32))
     process.check_output(scaled, output, "fixed_large")
-    return mean_over_pixels((output - (sigma / sigma_data * x_0 - sigma_data * alpha * eps) / std) ** 2)
+    return mean_over_pixels((output - edm_target(schedule, x_0, t, eps, sigma_data=sigma_data)) ** 2)
+
+
+def edm_target(
+    schedule: Schedule, x_0: jax.Array, t: jax.Array, eps: jax.Array, *, sigma_data: float = SIGMA_DATA
+) -> jax.Array:
+    """(sigma x_0 / sigma_data - sigma_data alpha eps) / std: what F returns if it knows x_0 and eps, see `edm`."""
+    alpha, sigma, std = _levels(schedule, x_0, t, sigma_data)
+    return (sigma / sigma_data * x_0 - sigma_data * alpha * eps) / std
+
+
+def _levels(
+    schedule: Schedule, x_0: jax.Array, t: jax.Array, sigma_data: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(alpha, sigma, std) at t, std that of x_t where x_0 has sigma_data; each [B, 1, ..., 1]."""
+    column = lambda table: table[t].astype(x_0.dtype).reshape(-1, *(1,) * (x_0.ndim - 1))
+    alpha, sigma = column(schedule.sqrt_alphas_cumprod), column(schedule.sqrt_one_minus_alphas_cumprod)
+    return alpha, sigma, jnp.hypot(sigma, sigma_data * alpha)
 
 
 def _call(

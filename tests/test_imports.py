@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).parent.parent / "ddpm_jax"
 # A part may import those before it, and itself.
 ORDER = [
     *("names", "keys", "images", "schedules", "process", "special", "edm", "objectives", "weightings", "timesteps"),
-    *("host", "samplers", "guidance", "models", "data", "config", "build", "runs", "interop", "trained", "distil"),
-    *("pictures", "evaluate", "train", "tools", "cli"),
+    *("host", "samplers", "reading", "guidance", "models", "data", "config", "build", "runs", "interop", "trained"),
+    *("distil", "pictures", "evaluate", "train", "tools", "cli"),
 ]
 # Third-party packages a part must not see.
 FORBIDDEN = {
@@ -24,6 +24,7 @@ FORBIDDEN = {
     "weightings": {"flax", "optax", "orbax"},
     "timesteps": {"flax", "optax", "orbax"},
     "samplers": {"flax", "optax", "orbax"},
+    "reading": {"flax", "optax", "orbax"},
     "guidance": {"flax", "optax", "orbax"},
     "evaluate": {"flax", "optax", "orbax"},
     "data": {"jax", "flax", "optax", "orbax"},

@@ -9,13 +9,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from ddpm_jax.models import bind
-from ddpm_jax.process import LEARNED, ModelFn
-from ddpm_jax.samplers import Denoise, denoiser, from_diffusers_config, thresholded
+from ddpm_jax.process import LEARNED, ModelFn, PredictionType
+from ddpm_jax.reading import Reading
+from ddpm_jax.samplers import Denoise, from_diffusers_config
 from ddpm_jax.samplers.catalogue import make_table
 from ddpm_jax.samplers.configs import CLASSES
 from ddpm_jax.samplers.configs.common import Preset
-from ddpm_jax.samplers.configs.markov import log_variance
-from ddpm_jax.samplers.denoise import PredictionType
 from ddpm_jax.schedules import Schedule
 
 
@@ -74,19 +73,22 @@ class Loaded:
     first_stage: FirstStage | None = None
     thresholding: tuple[float, float] | None = None
 
+    @property
+    def reading(self) -> Reading:
+        """What its output means."""
+        variance: Any = self.variance
+        if variance == "learned" and self.scheduler_config is not None:
+            variance = "learned_variance"
+        clip = None if self.thresholding is not None else self.clip
+        return Reading(self.prediction, variance, clip, self.thresholding, time_scale=self.time_scale)
+
     def model_fn(self, params: Any = None, **conditioning: Any) -> ModelFn:
         """model(x_t, time_scale t, **conditioning) with these parameters, by default the loaded ones."""
-        network = bind(self.model, self.params if params is None else params, **conditioning)
-        return lambda x_t, t: network(x_t, self.time_scale * t)
+        return self.reading.model_fn(bind(self.model, self.params if params is None else params, **conditioning))
 
     def denoiser(self, model_fn: ModelFn) -> Denoise:
         """What samplers call: any of them then clips or thresholds as the own one does."""
-        variance = self.variance if self.variance in LEARNED else "fixed"
-        if variance == "learned" and self.scheduler_config is not None:
-            model_fn = log_variance(model_fn)
-        if self.thresholding is None:
-            return denoiser(model_fn, self.prediction, self.clip, variance=variance)
-        return thresholded(denoiser(model_fn, self.prediction, variance=variance), *self.thresholding)
+        return self.reading.denoiser(self.schedule)(model_fn)
 
     def default_sampler(self, num_steps: int) -> Preset:
         """(table, denoiser) of the sampler it came with: samplers.sample(denoiser(model_fn), table, key, shape).

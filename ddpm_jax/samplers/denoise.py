@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from ddpm_jax.names import unknown
-from ddpm_jax.process import ModelFn
+from ddpm_jax.process import LEARNED, ModelFn, PredictionType, VarianceType
 from ddpm_jax.samplers.table import Row
 from ddpm_jax.schedules import Schedule
 
@@ -30,8 +30,6 @@ class Denoised(NamedTuple):
 
 
 Denoise = Callable[[jax.Array, Row], Denoised]
-PredictionType = Literal["eps", "x_0", "v", "score"]
-VarianceType = Literal["fixed", "learned", "learned_range"]
 EpsAfterClip = Literal["rederived", "raw"]
 
 
@@ -40,7 +38,7 @@ def denoiser(
     prediction: PredictionType = "eps",
     clip: float | None = None,
     eps_after_clip: EpsAfterClip = "rederived",
-    variance: VarianceType = "fixed",
+    variance: VarianceType = "fixed_large",
 ) -> Denoise:
     """denoise(x, row) -> (x_0, eps) with x = alpha x_0 + sigma eps, from what the network predicts.
 
@@ -49,11 +47,12 @@ def denoiser(
     Args:
       model_fn: model_fn(x [B, ...], t [B] float32) -> like x; with a learned variance twice as large along the last
         axis, the prediction first.
-      prediction: what that is; for "x_prev" see `x_0_from_mean`.
+      prediction: what that is; not "x_prev", whose x_0 needs a schedule: see `x_0_from_mean`.
       clip: x_0 is clipped to [-clip, clip]; None leaves it.
       eps_after_clip: as in `clipped`.
       variance: "learned": the second half is the log-variance; "learned_range": it is the v in [-1, 1] that
         interpolates between log beta_tilde and log beta. Samplers other than `ddpm` with the same variance ignore it.
+        The fixed ones are the sampler's: they say that there is no second half.
 
     Raises:
       ValueError: unknown prediction or variance; clip not positive; while tracing, an output of another shape.
@@ -62,17 +61,17 @@ def denoiser(
         raise unknown("prediction", prediction, FROM_OUTPUT)
     if variance not in get_args(VarianceType):
         raise unknown("variance", variance, get_args(VarianceType))
-    from_output = FROM_OUTPUT[prediction]
+    from_output, learned = FROM_OUTPUT[prediction], variance in LEARNED
 
     def denoise(x: jax.Array, row: Row) -> Denoised:
         # The network's time is float32 whatever the images are: its embedding is.
         output = model_fn(x, jnp.full(x.shape[:1], row.time, jnp.float32))
-        channels = x.shape[-1] * (1 if variance == "fixed" else 2)
+        channels = x.shape[-1] * (2 if learned else 1)
         if output.shape != (*x.shape[:-1], channels):
             raise ValueError(
                 f"with {variance} variance the network must return {(*x.shape[:-1], channels)}, got {output.shape}"
             )
-        if variance == "fixed":
+        if not learned:
             return from_output(x, output, row)
         output, v = jnp.split(output, 2, axis=-1)
         # log of the standard deviation in units of the row's own; spread is 0 in rows that learn nothing.
@@ -157,11 +156,20 @@ def x_0_from_edm(model_fn: ModelFn, schedule: Schedule, sigma_data: float = 0.5)
     def x_0(x: jax.Array, t: jax.Array) -> jax.Array:
         tables = schedule.sqrt_alphas_cumprod, schedule.sqrt_one_minus_alphas_cumprod
         alpha, sigma = _told_at(schedule, x, t, *tables)
-        std = jnp.hypot(sigma, sigma_data * alpha)
-        sine, cosine = sigma / std, sigma_data * alpha / std
-        return sigma_data * (cosine * x / std + sine * model_fn(x / std, t))
+        scaled = x / jnp.hypot(sigma, sigma_data * alpha)
+        return turned(scaled, model_fn(scaled, t), alpha, sigma, sigma_data)[0]
 
     return x_0
+
+
+def log_variance(model_fn: ModelFn) -> ModelFn:
+    """A network that returns the variance itself, as those of diffusers, as one that returns its logarithm."""
+
+    def log_model_fn(x: jax.Array, t: jax.Array) -> jax.Array:
+        output, variance = jnp.split(model_fn(x, t), 2, axis=-1)
+        return jnp.concatenate([output, jnp.log(variance)], axis=-1)
+
+    return log_model_fn
 
 
 def mean_coefficients(row: Row) -> tuple[jax.Array, jax.Array]:
@@ -228,9 +236,14 @@ def clipped(denoise: Denoise, clip: float, eps_after_clip: EpsAfterClip = "reder
     Raises:
       ValueError: clip not positive; unknown eps_after_clip.
     """
+    check_clip(clip)
+    return projected(denoise, lambda x_0: jnp.clip(x_0, -clip, clip), eps_after_clip)
+
+
+def check_clip(clip: float) -> None:
+    """Raises ValueError: clip not positive."""
     if not clip > 0:
         raise ValueError(f"clip must be positive or None, got {clip}")
-    return projected(denoise, lambda x_0: jnp.clip(x_0, -clip, clip), eps_after_clip)
 
 
 def thresholded(
@@ -250,10 +263,7 @@ def thresholded(
     Raises:
       ValueError: ratio outside [0, 1]; max_value not positive; unknown eps_after_clip.
     """
-    if not 0 <= ratio <= 1:
-        raise ValueError(f"ratio must lie in [0, 1], got {ratio}")
-    if not max_value > 0:
-        raise ValueError(f"max_value must be positive, got {max_value}")
+    check_threshold(ratio, max_value)
 
     def project(x_0: jax.Array) -> jax.Array:
         s = jnp.quantile(jnp.abs(x_0).reshape(len(x_0), -1), ratio, axis=1)
@@ -261,6 +271,14 @@ def thresholded(
         return jnp.clip(x_0, -s, s) / s
 
     return projected(denoise, project, eps_after_clip)
+
+
+def check_threshold(ratio: float, max_value: float) -> None:
+    """Raises ValueError: ratio outside [0, 1]; max_value not positive."""
+    if not 0 <= ratio <= 1:
+        raise ValueError(f"ratio must lie in [0, 1], got {ratio}")
+    if not max_value > 0:
+        raise ValueError(f"max_value must be positive, got {max_value}")
 
 
 def edm(model_fn: ModelFn, sigma_data: float = 0.5, prediction: Literal["eps", "v"] = "eps") -> Denoise:
@@ -288,10 +306,24 @@ def edm(model_fn: ModelFn, sigma_data: float = 0.5, prediction: Literal["eps", "
 
     def denoise(x: jax.Array, row: Row) -> Denoised:
         std = jnp.hypot(row.sigma, sigma_data * row.alpha)  # of X, where x_0 has standard deviation sigma_data
-        sine, cosine = row.sigma / std, sigma_data * row.alpha / std
         scaled = x / std
         output = signs[prediction] * model_fn(scaled, jnp.full(x.shape[:1], row.time, jnp.float32))
-        # (x_0 / sigma_data, eps) is (scaled, output) turned by an angle: nothing cancels at small sigma.
-        return Denoised(sigma_data * (cosine * scaled + sine * output), sine * scaled - cosine * output)
+        return Denoised(*turned(scaled, output, row.alpha, row.sigma, sigma_data))
 
     return denoise
+
+
+def turned(
+    scaled: jax.Array, output: jax.Array, alpha: jax.Array, sigma: jax.Array, sigma_data: float
+) -> tuple[jax.Array, jax.Array]:
+    """(x_0, eps): (x_0 / sigma_data, eps) is (x / std, F(x / std)) turned by an angle; nothing cancels at small sigma.
+
+    Args:
+      scaled: x / std, std^2 = sigma^2 + (sigma_data alpha)^2.
+      output: F of it.
+      alpha, sigma: of x = alpha x_0 + sigma eps.
+      sigma_data: standard deviation of the data.
+    """
+    std = jnp.hypot(sigma, sigma_data * alpha)
+    sine, cosine = sigma / std, sigma_data * alpha / std
+    return sigma_data * (cosine * scaled + sine * output), sine * scaled - cosine * output

@@ -1,5 +1,7 @@
 """Public functions called from Python: schedules, tables of samplers, q and p, samplers of t, weightings, batches."""
 
+from typing import get_args
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -119,7 +121,7 @@ def test_process(examples):
     arrays = st.builds(lambda shape, dtype: np.zeros(shape, dtype), shapes, dtypes)
     t = st.one_of(st.just(np.zeros(2, np.int32)), arrays)
     said = st.one_of(st.sampled_from(["eps", "x_0", "v", "x_prev", "score", "ep"]), WRONG.filter(hashable))
-    variance = st.one_of(st.sampled_from([*process.LEARNED, "fixed_small", "fixed"]), WRONG.filter(hashable))
+    variance = st.one_of(st.sampled_from([*get_args(process.VarianceType), "fixed"]), WRONG.filter(hashable))
     clip = st.one_of(st.none(), FLOATS, NUMBERS)
     names = ["x_0", "x_t", "eps", "output", "prediction", "variance", "clip", "t must", "z must", "sigma_data"]
 

@@ -34,8 +34,8 @@ def conditioning(arrays):
 def denoiser_of(arrays, meta):
     output = {"EPSILON": "eps", "START_X": "x_0", "PREVIOUS_X": "x_prev"}[meta["model_mean_type"]]
     model = affine_model(arrays) if "M" in arrays else mixture_model(arrays, output, meta["time_scale"])
-    learned = meta["model_var_type"].lower() if meta["model_var_type"].startswith("LEARNED") else "fixed"
-    model = model if learned == "fixed" else with_variance(model, meta)
+    learned = meta["model_var_type"].lower() if meta["model_var_type"].startswith("LEARNED") else "fixed_large"
+    model = model if learned == "fixed_large" else with_variance(model, meta)
     scale = 1000 / meta["T"] if meta["rescale_timesteps"] else 1.0
     model_fn = lambda x, t: model(x, t * scale)
     if output == "x_prev":

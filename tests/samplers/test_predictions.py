@@ -87,12 +87,13 @@ def test_every_sampler_with_every_prediction(x64):
 def test_edm_in_the_terms_of_the_process(x64):
     """What likelihoods ask a network trained with objectives.edm: the same x_0 at every t."""
     x_0, t = jax.random.normal(KEY, (200, 3), float), jnp.arange(200)
-    model_fn, prediction = build.in_process_terms(EDM, edm_network(), S)
+    model_fn, prediction, _ = build.make_reading(EDM).in_process_terms(edm_network(), S)
     assert prediction == "x_0"
     time = t.astype(jnp.float32)
     assert relative(model_fn(x_0, time), network("x_0")(x_0, time)) < 1e-6
     untouched = network("v")
-    assert build.in_process_terms(ObjectiveConfig(prediction="v"), untouched, S) == (untouched, "v")
+    found = build.make_reading(ObjectiveConfig(prediction="v")).in_process_terms(untouched, S)
+    assert found == (untouched, "v", "fixed_large")
 
 
 def test_a_variance_beside_the_mean_stays(x64):

@@ -109,14 +109,16 @@ def evaluate(
     count = len(source) if num_images is None else num_images
     if not 1 <= count <= len(source):
         raise ValueError(f"num_images must lie in [1, {len(source)}], the images of {split!r}, got {count}")
-    speak = lambda params: build.in_process_terms(config.objective, bind(model, params), schedule)
+    reading = build.make_reading(config.objective, config.sample.clip)
+    speak = lambda params: reading.in_process_terms(bind(model, params), schedule)
+    as_process = speak(params)
     settings = Settings(
         step, _crc32(params), config.data.name, split, info.image_shape, count, schedule.num_timesteps,
-        min(batch_size, count), seed, speak(params)[1], config.objective.variance, config.sample.clip,
+        min(batch_size, count), seed, as_process.prediction, as_process.variance, reading.clip,
     )  # fmt: skip
     folder = workdir / "nll" / _folder_name(settings)
     folder.mkdir(parents=True, exist_ok=True)
-    sums = _sum_over(source, schedule, settings, lambda params: speak(params)[0], params, folder, report)
+    sums = _sum_over(source, schedule, settings, lambda params: speak(params).model_fn, params, folder, report)
     by_t = table(schedule, sums)
     summary = {
         "settings": _plain(settings),

@@ -17,7 +17,7 @@ from ddpm_jax.interop.openai.load import ABSENT
 from ddpm_jax.interop.published import LATENT_DIFFUSION
 from ddpm_jax.interop.wrapped import COUNTERS, EMA
 from ddpm_jax.names import choose, unknown
-from ddpm_jax.samplers.denoise import PredictionType
+from ddpm_jax.process import PredictionType
 from ddpm_jax.schedules import Schedule
 
 FIRST_STAGE = "first_stage_model."

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ddpm_jax.names import unknown
-from ddpm_jax.process import ModelFn
+from ddpm_jax.process import LEARNED, ModelFn
 from ddpm_jax.samplers.configs import common, float32
 from ddpm_jax.samplers.configs.common import NO_RESCALING, Config, prediction_of
 from ddpm_jax.samplers.denoise import Denoise, denoiser, thresholded
@@ -59,7 +59,7 @@ def denoiser_of(config: Config, *, threshold: bool = True) -> Callable[[ModelFn]
     """
     prediction = prediction_of(config)
     variance = config.get("variance_type") if prediction == "eps" else None
-    learned = "learned_range" if variance in ("learned", "learned_range") else "fixed"
+    learned = "learned_range" if variance in LEARNED else "fixed_large"  # any, as nothing reads it
 
     def wrap(model_fn: ModelFn) -> Denoise:
         denoise = denoiser(model_fn, prediction, variance=learned)

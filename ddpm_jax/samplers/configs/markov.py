@@ -6,11 +6,10 @@ The parallel classes of DDPM and DDIM take the steps of theirs.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.names import choose
-from ddpm_jax.process import ModelFn
+from ddpm_jax.process import ModelFn, VarianceType
 from ddpm_jax.samplers import grids
 from ddpm_jax.samplers.configs.common import (
     BETA_SCHEDULES,
@@ -21,7 +20,7 @@ from ddpm_jax.samplers.configs.common import (
     prediction_of,
     trailing_timesteps,
 )
-from ddpm_jax.samplers.denoise import Denoise, EpsAfterClip, clipped, denoiser, thresholded
+from ddpm_jax.samplers.denoise import Denoise, EpsAfterClip, clipped, denoiser, log_variance, thresholded
 from ddpm_jax.samplers.families.ancestral import ddpm
 from ddpm_jax.samplers.families.consistency import inner_levels, lcm, tcd
 from ddpm_jax.samplers.families.implicit import ddim, ddim_inverse
@@ -70,7 +69,7 @@ def _listed(num_steps: int | None, timesteps: Sequence[int] | None) -> bool:
 
 
 def _preset(
-    config: Config, table: Table, eps_after_clip: EpsAfterClip = "rederived", variance: Any = "fixed"
+    config: Config, table: Table, eps_after_clip: EpsAfterClip = "rederived", variance: VarianceType = "fixed_large"
 ) -> Preset:
     """The table with the denoiser of the configuration's prediction, thresholding and clipping.
 
@@ -108,29 +107,19 @@ def _ddpm(config: Config, num_steps: int | None, *, timesteps: Sequence[int] | N
     # diffusers leaves the noise away at t = 0, rather than at the last step.
     grid = grids.from_timesteps(schedule, steps)
     table = ddpm(grid, variance=law, last_step="sample" if steps[-1] > 0 else "mean")
-    preset = _preset(config, table, variance=law if law.startswith("learned") else "fixed")
+    preset = _preset(config, table, variance=law)
     if law == "learned":
         return preset._replace(denoiser=lambda model_fn: preset.denoiser(log_variance(model_fn)))
     return preset
 
 
-VARIANCES: dict[str, Any] = {
+VARIANCES: dict[str, VarianceType] = {
     "fixed_small": "fixed_small",
     "fixed_small_log": "fixed_small",
     "fixed_large": "fixed_large",
     "learned": "learned",
     "learned_range": "learned_range",
 }
-
-
-def log_variance(model_fn: ModelFn) -> ModelFn:
-    """diffusers' "learned" networks return the variance itself, OpenAI's its logarithm."""
-
-    def log_model_fn(x, t):
-        output, variance = jnp.split(model_fn(x, t), 2, axis=-1)
-        return jnp.concatenate([output, jnp.log(variance)], axis=-1)
-
-    return log_model_fn
 
 
 def _ddim(config: Config, num_steps: int | None, *, eta: float = 0.0, use_clipped_model_output: bool = False) -> Preset:

@@ -5,7 +5,7 @@ from math import hypot, inf
 from typing import Literal
 
 from ddpm_jax.names import choose
-from ddpm_jax.samplers.denoise import PredictionType
+from ddpm_jax.process import PredictionType
 from ddpm_jax.samplers.families.euler import raised
 from ddpm_jax.samplers.grids import Grid
 from ddpm_jax.samplers.grids.sigma_grids import churned, ratio, scaled

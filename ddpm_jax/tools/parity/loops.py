@@ -176,7 +176,7 @@ def openai(
       ValueError: a denoised_fn that is not known here.
     """
     del name
-    learned: Any = meta["model_var_type"].lower() if meta["model_var_type"].startswith("LEARNED") else "fixed"
+    learned: Any = meta["model_var_type"].lower() if meta["model_var_type"].startswith("LEARNED") else "fixed_large"
     if meta.get("denoised_fn") not in (None, "0.9*tanh(x)"):
         raise ValueError(f"unknown denoised_fn of the recording: {meta['denoised_fn']!r} (known: '0.9*tanh(x)')")
 

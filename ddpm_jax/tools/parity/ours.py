@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax import schedules
-from ddpm_jax.process import ModelFn
+from ddpm_jax.process import ModelFn, PredictionType, VarianceType
 from ddpm_jax.samplers import grids
 from ddpm_jax.samplers.catalogue import CATALOGUE, Spread
 from ddpm_jax.samplers.configs.common import Preset
-from ddpm_jax.samplers.denoise import Denoise, EpsAfterClip, PredictionType, VarianceType, clipped, denoiser
+from ddpm_jax.samplers.denoise import Denoise, EpsAfterClip, clipped, denoiser
 from ddpm_jax.samplers.grids import Grid, Pairs
 from ddpm_jax.samplers.run import step
 from ddpm_jax.samplers.table import Row, Table
@@ -53,7 +53,7 @@ class Setup:
     spread: Spread | None = None
     schedule: Schedule = dataclasses.field(default_factory=lambda: schedules.linear(1000))
     prediction: PredictionType = "eps"
-    variance: VarianceType = "fixed"
+    variance: VarianceType = "fixed_large"
     clip: float | None = None
     eps_after_clip: EpsAfterClip = "rederived"
     last: Literal["clean", "first"] = "clean"
