@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ddpm_jax import objectives, process, samplers, schedules, timesteps, weightings
+from ddpm_jax import objectives, samplers, schedules, timesteps, weightings
 from ddpm_jax.config.defaults import resolved
 from ddpm_jax.config.run import Config, ObjectiveConfig, ScheduleConfig
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.names import choose
 from ddpm_jax.process import LEARNED, ModelFn
-from ddpm_jax.reading import MakeDenoise, Reading
+from ddpm_jax.reading import PIXEL, MakeDenoise, Reading
 from ddpm_jax.schedules import Schedule
 
 
@@ -65,17 +65,9 @@ def make_objective(config: ObjectiveConfig, schedule: Schedule) -> Objective:
       ValueError: unknown names; a prediction, a variance and a schedule that do not go together.
     """
     objective = choose("loss", config.loss, LOSSES)(config, schedule)
-    t = jax.ShapeDtypeStruct((1,), jnp.int32)
-    jax.eval_shape(lambda x_0, t: objective(_stand_in(config), x_0, t, x_0), PIXEL, t)
+    stand_in, t = make_reading(config).stand_in, jax.ShapeDtypeStruct((1,), jnp.int32)
+    jax.eval_shape(lambda x_0, t: objective(stand_in, x_0, t, x_0), PIXEL, t)
     return objective
-
-
-PIXEL = jax.ShapeDtypeStruct((1, 1), jnp.float32)
-
-
-def _stand_in(config: ObjectiveConfig) -> ModelFn:
-    """What returns as many channels as the network, to trace what is around the network at once."""
-    return lambda x_t, t: jnp.tile(x_t, make_reading(config).channels(1))
 
 
 def _simple(config: ObjectiveConfig, schedule: Schedule) -> Objective:
@@ -103,18 +95,16 @@ def _vlb(config: ObjectiveConfig, schedule: Schedule) -> Objective:
 
 
 def _hybrid(config: ObjectiveConfig, schedule: Schedule) -> Objective:
-    simple, vlb, hybrid = (
-        functools.partial(loss, prediction=config.prediction, variance=config.variance)
-        for loss in (objectives.simple, objectives.vlb, objectives.hybrid)
+    terms = functools.partial(
+        objectives.hybrid_terms,
+        prediction=config.prediction,
+        variance=config.variance,
+        vlb_weight=config.vlb_weight,
     )
 
     def objective(model_fn: ModelFn, x_0: jax.Array, t: jax.Array, eps: jax.Array) -> Losses:
-        x_t = process.q_sample(schedule, x_0, t, eps)
-        output = model_fn(x_t, schedule.timesteps[t].astype(jnp.float32))
-        said = lambda x_t, t: output  # one call of the network for the loss and both of its parts
-        arguments = said, schedule, x_0, t, eps
-        parts = {"simple": simple(*arguments), "vlb": schedule.num_timesteps * vlb(*arguments)}
-        return Losses(hybrid(*arguments, vlb_weight=config.vlb_weight), parts)
+        total, simple, vlb = terms(model_fn, schedule, x_0, t, eps)
+        return Losses(total, {"simple": simple, "vlb": schedule.num_timesteps * vlb})
 
     return objective
 
@@ -144,15 +134,11 @@ def make_reading(config: ObjectiveConfig, clip: float | None = None) -> Reading:
     return Reading(config.prediction, config.variance, clip)
 
 
-def check_table(config: ObjectiveConfig, make_denoise: MakeDenoise, table: samplers.Table) -> None:
-    """Whether a sampler visits levels at which the network's prediction says something, before there is a network.
-
-    Raises:
-      ValueError: eps or score at alpha = 0.
-    """
-    samplers.run.check_ends(make_denoise(_stand_in(config)), table, PIXEL)
-
-
 def make_denoiser(config: ObjectiveConfig, schedule: Schedule, clip: float | None) -> MakeDenoise:
     """From the network of a run, trained on this schedule, to what samplers call."""
     return make_reading(config, clip).denoiser(schedule)
+
+
+def check_table(config: ObjectiveConfig, make_denoise: MakeDenoise, table: samplers.Table) -> None:
+    """As `Reading.check_table`, of a denoiser that is already there."""
+    samplers.run.check_ends(make_denoise(make_reading(config).stand_in), table, PIXEL)

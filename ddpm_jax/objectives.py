@@ -30,6 +30,14 @@ class VlbTerm(NamedTuple):
     pred_x_0: jax.Array
 
 
+class HybridTerms(NamedTuple):
+    """total = simple + vlb_weight vlb, [B] each, of one call of the network; vlb in bits per dimension."""
+
+    total: jax.Array
+    simple: jax.Array
+    vlb: jax.Array
+
+
 def mean_over_pixels(x: jax.Array) -> jax.Array:
     """[B, ...] -> [B]."""
     return jnp.mean(x, axis=tuple(range(1, x.ndim)))
@@ -180,6 +188,23 @@ def hybrid(
     Raises:
       ValueError: as `vlb`; a variance that is not learned.
     """
+    return hybrid_terms(
+        model_fn, schedule, x_0, t, eps, prediction=prediction, variance=variance, vlb_weight=vlb_weight
+    ).total
+
+
+def hybrid_terms(
+    model_fn: ModelFn,
+    schedule: Schedule,
+    x_0: jax.Array,
+    t: jax.Array,
+    eps: jax.Array,
+    *,
+    prediction: PredictionType = "eps",
+    variance: VarianceType = "learned_range",
+    vlb_weight: float | None = None,
+) -> HybridTerms:
+    """`hybrid` and what it is the sum of; arguments and errors are its own."""
     if variance not in LEARNED:
         raise ValueError(f"hybrid learns the variance: it must be one of {', '.join(LEARNED)}, got {variance!r}")
     if vlb_weight is None:
@@ -188,7 +213,8 @@ def hybrid(
     mean, v = jnp.split(output, 2, axis=-1)
     frozen = jnp.concatenate([jax.lax.stop_gradient(mean), v], axis=-1)
     term = vlb_term(schedule, x_0, x_t, t, frozen, prediction=prediction, variance=variance, clip=None)
-    return _squared_error(schedule, x_0, t, eps, output, prediction) + vlb_weight * term.bits_per_dim
+    simple = _squared_error(schedule, x_0, t, eps, output, prediction)
+    return HybridTerms(simple + vlb_weight * term.bits_per_dim, simple, term.bits_per_dim)
 
 
 def edm(

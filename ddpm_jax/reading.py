@@ -24,11 +24,14 @@ from ddpm_jax.names import unknown
 from ddpm_jax.process import LEARNED, ModelFn, PredictionType
 from ddpm_jax.samplers import denoise
 from ddpm_jax.samplers.denoise import Denoise
+from ddpm_jax.samplers.run import check_ends
+from ddpm_jax.samplers.table import Table
 from ddpm_jax.schedules import Schedule
 
 ReadingPrediction = Literal[PredictionType, "edm"]
 ReadingVariance = Literal[process.VarianceType, "learned_variance"]
 MakeDenoise = Callable[[ModelFn], Denoise]
+PIXEL = jax.ShapeDtypeStruct((1, 1), jnp.float32)
 
 
 class InProcess(NamedTuple):
@@ -105,6 +108,10 @@ class Reading:
             return network
         return lambda x_t, t: network(x_t, self.time_scale * t)
 
+    def stand_in(self, x_t: jax.Array, t: jax.Array) -> jax.Array:
+        """A network that returns as many channels as one of this kind, to trace what is around the network at once."""
+        return jnp.tile(x_t, self.channels(1))
+
     def target(self, schedule: Schedule, x_0: jax.Array, t: jax.Array, eps: jax.Array) -> jax.Array:
         """What a network that knows x_0 and eps returns at x_t = sqrt(ac_t) x_0 + sqrt(1 - ac_t) eps, like x_0.
 
@@ -168,6 +175,14 @@ class Reading:
         if self.threshold is not None:
             return denoise.thresholded(found, *self.threshold)
         return found if self.clip is None else denoise.clipped(found, self.clip)
+
+    def check_table(self, schedule: Schedule, table: Table) -> None:
+        """Whether a sampler visits levels at which the prediction says something, before there is a network.
+
+        Raises:
+          ValueError: eps or score at alpha = 0.
+        """
+        check_ends(self.denoiser(schedule)(self.stand_in), table, PIXEL)
 
     def in_process_terms(self, model_fn: ModelFn, schedule: Schedule) -> InProcess:
         """A model_fn of this kind as one that process, objectives and likelihoods know; clip goes to them by itself.

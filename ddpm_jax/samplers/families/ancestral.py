@@ -5,10 +5,10 @@ from math import log, sqrt
 from typing import Literal, get_args
 
 from ddpm_jax.names import unknown
+from ddpm_jax.process import VarianceType
 from ddpm_jax.samplers.grids import Grid, Level
 from ddpm_jax.samplers.table import X0, Row, X, Z, row, sampler
 
-Variance = Literal["fixed_small", "fixed_large", "learned", "learned_range"]
 LastStep = Literal["mean", "sample"]
 
 
@@ -32,7 +32,7 @@ def posterior_variance(s: Level, t: Level) -> float:
 
 @sampler
 def ddpm(
-    grid: Grid, *, variance: Variance | Sequence[float] = "fixed_large", last_step: LastStep = "mean"
+    grid: Grid, *, variance: VarianceType | Sequence[float] = "fixed_large", last_step: LastStep = "mean"
 ) -> Iterator[Row]:
     """x_t = mean of q(x_t | x_s, pred_x_0) + std z, for neighbours s, t of the grid.
 
@@ -88,7 +88,7 @@ def _variance_and_spread(law: str | float, s: Level, t: Level, floor: float, noi
         return 1.0, 1.0
     if law == "learned_range":
         return small, log(large / small)
-    raise unknown("variance", law, get_args(Variance))
+    raise unknown("variance", law, get_args(VarianceType))
 
 
 def analytic_variances(grid: Grid, gammas: Sequence[float]) -> list[float]:
