@@ -232,8 +232,8 @@ def edm(
 
         (F(x_t / std) - (sigma x_0 / sigma_data - sigma_data alpha eps) / std)^2, std^2 = sigma^2 + (sigma_data alpha)^2
 
-    which stays finite where alpha = 0. With sigma_data = 1 this is `simple` of -v. `samplers.denoise.edm` samples from
-    F with every table; `timesteps.lognormal` draws t as the paper draws sigma.
+    which stays finite where alpha = 0. With sigma_data = 1 this is `simple` of -v. `samplers.preconditioned` samples
+    from F with every table; `timesteps.lognormal` draws t as the paper draws sigma.
 
     Source: Karras et al. 2022 (arXiv:2206.00364), eq. 7-8 and appendix B.6.
 

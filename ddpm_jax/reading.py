@@ -164,7 +164,7 @@ class Reading:
     def _denoise(self, model_fn: ModelFn, schedule: Schedule) -> Denoise:
         if self.prediction == "edm":
             assert self.sigma_data is not None
-            return denoise.edm(model_fn, self.sigma_data)
+            return denoise.preconditioned(model_fn, self.sigma_data)
         if self.variance == "learned_variance":
             model_fn = denoise.log_variance(model_fn)
         if self.prediction == "x_prev":

@@ -160,6 +160,22 @@ def test_hybrid_teaches_the_mean_by_simple_alone_and_the_variance_by_vlb_alone(p
     assert np.abs(gradient(objectives.vlb)[:, :2]).max() > 0
 
 
+def test_hybrid_and_what_it_is_the_sum_of_come_from_one_call_of_the_network():
+    calls, options = [], {"prediction": "v", "variance": "learned_range"}
+
+    def model_fn(x, t):
+        calls.append(t)
+        return linear_network(PARAMS)(x, t)
+
+    found = objectives.hybrid_terms(model_fn, S, X_0, T, EPS, vlb_weight=7.0, **options)
+    assert len(calls) == 1
+    arguments = linear_network(PARAMS), S, X_0, T, EPS
+    np.testing.assert_array_equal(found.total, objectives.hybrid(*arguments, vlb_weight=7.0, **options))
+    np.testing.assert_array_equal(found.simple, objectives.simple(*arguments, **options))
+    np.testing.assert_array_equal(found.vlb, objectives.vlb(*arguments, **options))
+    np.testing.assert_allclose(found.total, found.simple + 7 * found.vlb, rtol=1e-6)
+
+
 def test_default_weight_is_the_papers_lambda_on_the_whole_bound():
     s = schedules.cosine(400)
     model_fn, t = linear_network(PARAMS), jnp.array([0, 1, 200, 399])
@@ -174,7 +190,7 @@ def test_default_weight_is_the_papers_lambda_on_the_whole_bound():
 
 @pytest.mark.parametrize("sigma_data", [0.5, 1.0])
 def test_edm_is_the_weighted_error_of_what_the_sampler_makes_of_the_network(sigma_data, x64):
-    """lambda(s) (D - x_0)^2, lambda = (s^2 + sd^2) / (s sd)^2, with D from samplers.denoise.edm."""
+    """lambda(s) (D - x_0)^2, lambda = (s^2 + sd^2) / (s sd)^2, with D from samplers.preconditioned."""
     x_0, eps, params = X_0.astype(float), EPS.astype(float), PARAMS[:, :2].astype(float)
     model_fn = linear_network(params)
     found = objectives.edm(model_fn, S, x_0, T, eps, sigma_data=sigma_data)
@@ -182,7 +198,7 @@ def test_edm_is_the_weighted_error_of_what_the_sampler_makes_of_the_network(sigm
         alpha, sigma = float(S.sqrt_alphas_cumprod[t]), float(S.sqrt_one_minus_alphas_cumprod[t])
         row = SimpleNamespace(alpha=alpha, sigma=sigma, time=float(t))
         x_t = alpha * x_0[i : i + 1] + sigma * eps[i : i + 1]
-        error = denoise.edm(model_fn, sigma_data)(x_t, row).x_0 - x_0[i : i + 1]
+        error = denoise.preconditioned(model_fn, sigma_data)(x_t, row).x_0 - x_0[i : i + 1]
         s = sigma / alpha
         weight = (s**2 + sigma_data**2) / (s * sigma_data) ** 2
         assert found[i] == pytest.approx(weight * float(jnp.mean(error**2)), rel=1e-6)

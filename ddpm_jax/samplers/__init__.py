@@ -7,8 +7,8 @@ from ddpm_jax.samplers.denoise import (
     Denoised,
     clipped,
     denoiser,
-    edm,
     mean_denoiser,
+    preconditioned,
     projected,
     thresholded,
     x_0_from_edm,
@@ -37,6 +37,8 @@ from ddpm_jax.samplers.grids import Grid, Level, Pairs, dpm_grids, sigma_grids
 from ddpm_jax.samplers.run import sample, trajectory
 from ddpm_jax.samplers.runner import Runner, pad, stack
 from ddpm_jax.samplers.table import Row, Table, row, sampler, show
+
+edm = preconditioned  # its former name
 
 __all__ = [
     "Denoise",
@@ -79,6 +81,7 @@ __all__ = [
     "pad",
     "plms",
     "pndm",
+    "preconditioned",
     "projected",
     "repaint",
     "row",

@@ -143,14 +143,14 @@ def x_0_from_mean(model_fn: ModelFn, schedule: Schedule) -> ModelFn:
 def x_0_from_edm(model_fn: ModelFn, schedule: Schedule, sigma_data: float = 0.5) -> ModelFn:
     """x_0 = c_skip x / alpha + c_out F(c_in x / alpha), from a network F trained by `objectives.edm`.
 
-    For likelihoods; to sample, `edm` knows the noise level of every row and needs no schedule.
+    For likelihoods; to sample, `preconditioned` knows the noise level of every row and needs no schedule.
 
     Source: Karras et al. 2022 (arXiv:2206.00364), eq. 7 and table 1.
 
     Args:
       model_fn: F.
       schedule: that of the training, or respaced from it; between two timesteps its tables are interpolated.
-      sigma_data: as in `edm`.
+      sigma_data: as in `preconditioned`.
     """
 
     def x_0(x: jax.Array, t: jax.Array) -> jax.Array:
@@ -281,7 +281,7 @@ def check_threshold(ratio: float, max_value: float) -> None:
         raise ValueError(f"max_value must be positive, got {max_value}")
 
 
-def edm(model_fn: ModelFn, sigma_data: float = 0.5, prediction: Literal["eps", "v"] = "eps") -> Denoise:
+def preconditioned(model_fn: ModelFn, sigma_data: float = 0.5, prediction: Literal["eps", "v"] = "eps") -> Denoise:
     """x_0 = c_skip x + c_out F(c_in x, time) at x = x_0 + s eps: Karras' preconditioning of a network F.
 
     c_skip = sigma_data^2 / (s^2 + sigma_data^2), c_out = s sigma_data / sqrt(s^2 + sigma_data^2) and

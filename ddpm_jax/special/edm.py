@@ -3,7 +3,7 @@
   D(x; sigma) = c_skip x + c_out F(c_in x, c_noise)                                            eq. 7
   loss        = weight(sigma) (D(x_0 + sigma eps; sigma) - x_0)^2                              eq. 2, 8
 
-`edm`, `vp`, `ve` and `iddpm` are the columns of table 1. `samplers.denoise.edm` on grids of
+`edm`, `vp`, `ve` and `iddpm` are the columns of table 1. `samplers.preconditioned` on grids of
 `samplers.sigma_grids.continuous` samples from a network trained with `edm`, here at any sigma or with `objectives.edm`
 on the levels of a Schedule. sigma is [B], images are [B, ...].
 """

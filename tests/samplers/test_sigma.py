@@ -187,10 +187,10 @@ def test_edm_wrapper_is_the_preconditioning(sigma_data, x64):
         expected = sigma_data**2 / std**2 * x + s * sigma_data / std * output
         for scale in (1.0, 1 / std, 1 / sqrt(1 + s**2)):
             row = samplers.row(Level(log(s) / 4, scale, scale * s))
-            found = samplers.edm(model_fn, sigma_data)(scale * x, row)
+            found = samplers.preconditioned(model_fn, sigma_data)(scale * x, row)
             np.testing.assert_allclose(found.x_0, expected, rtol=1e-12, atol=1e-12)
             np.testing.assert_allclose(found.eps, (x - expected) / s, rtol=1e-9, atol=1e-9)
-            opposite = samplers.edm(lambda x, t: -model_fn(x, t), sigma_data, "v")(scale * x, row)
+            opposite = samplers.preconditioned(lambda x, t: -model_fn(x, t), sigma_data, "v")(scale * x, row)
             np.testing.assert_array_equal(opposite.x_0, found.x_0)
 
 
@@ -308,7 +308,7 @@ def edm_trace(table, arrays, noise=None):
     table = table._replace(init=table.rows.sigma[0])
     latents = jnp.asarray(arrays["latents"], float)
     noise = np.zeros((table.num_calls, *latents.shape)) if noise is None else noise
-    denoise = samplers.edm(preconditioned_model(arrays))
+    denoise = samplers.preconditioned(preconditioned_model(arrays))
     found = trace(denoise, table, latents, jnp.asarray(noise))
     scale = np.append(table.rows.alpha[1:], 1).reshape(-1, 1, 1, 1, 1)
     return np.concatenate([table.init * latents[None] / table.rows.alpha[0], found / scale])
@@ -511,8 +511,8 @@ EULER, KDPM2 = "EulerDiscreteScheduler", "KDPM2DiscreteScheduler"
         (lambda: edm_ode(GRIDS["karras"], AT, hat=[]), r"hat must have one level a step, 10, got 0"),
         (lambda: vp_betas(2.0, 1.0), r"vp_betas needs 0 < sigma_min < sigma_max .*, got 2.0, 1.0 and time_min 0.001"),
         (lambda: edm_ode(GRIDS["karras"], AT, inner=1.5), r"inner must be None or lie in \(0, 1\], got 1.5"),
-        (lambda: samplers.edm(lambda x, t: x, 0.0), r"sigma_data must be positive, got 0.0"),
-        (lambda: samplers.edm(lambda x, t: x, 0.5, "x_0"), r"unknown prediction 'x_0'.*known: eps, v"),
+        (lambda: samplers.preconditioned(lambda x, t: x, 0.0), r"sigma_data must be positive, got 0.0"),
+        (lambda: samplers.preconditioned(lambda x, t: x, 0.5, "x_0"), r"unknown prediction 'x_0'.*known: eps, v"),
         (lambda: sigma_grids.from_sigmas(AT, [3, 4, 0]), r"decrease strictly to 0 or above, got \[3.0, 4.0, 0.0\]"),
         (lambda: sigma_grids.from_times(S, [1000, 5]), r"numbers in \[0, 999\], got"),
         (lambda: sigma_grids.from_times(S, [5, 5.0]), r"decrease strictly along a grid, got sigma/alpha"),

@@ -1,13 +1,13 @@
 """What every scheduler_config.json says in the same words: schedule, prediction, clipping and thresholding."""
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from ddpm_jax import schedules
-from ddpm_jax.names import unknown
-from ddpm_jax.process import ModelFn
+from ddpm_jax.names import choose, unknown
+from ddpm_jax.process import ModelFn, PredictionType
 from ddpm_jax.samplers.configs import float32
 from ddpm_jax.samplers.denoise import Denoise
 from ddpm_jax.samplers.grids import checked_steps
@@ -24,7 +24,7 @@ class Preset(NamedTuple):
     denoiser: Callable[[ModelFn], Denoise]
 
 
-PREDICTIONS = {"epsilon": "eps", "sample": "x_0", "v_prediction": "v"}
+PREDICTIONS: dict[str, PredictionType] = {"epsilon": "eps", "sample": "x_0", "v_prediction": "v"}
 
 # What a configuration means that leaves these out; the same in all classes.
 DEFAULTS = {
@@ -40,6 +40,7 @@ BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")  # that all cl
 NO_RESCALING = {name: value for name, value in DEFAULTS.items() if name != "rescale_betas_zero_snr"}
 SPACED = {"timestep_spacing": "linspace", "steps_offset": 0}
 # Of both classes for EDM's networks.
+EDM_PREDICTIONS: dict[str, Literal["eps", "v"]] = {"epsilon": "eps", "v_prediction": "v"}
 EDM = {
     "sigma_min": 0.002,
     "sigma_max": 80.0,
@@ -105,12 +106,10 @@ def trailing_timesteps(kept: int, length: int, num_steps: int | None) -> np.ndar
     return times
 
 
-def prediction_of(config: Config) -> Any:
+def prediction_of(config: Config) -> PredictionType:
     """Our name of the configuration's prediction_type.
 
     Raises:
       ValueError: unknown prediction_type.
     """
-    if config["prediction_type"] not in PREDICTIONS:
-        raise unknown("prediction_type", config["prediction_type"], PREDICTIONS)
-    return PREDICTIONS[config["prediction_type"]]
+    return choose("prediction_type", config["prediction_type"], PREDICTIONS)

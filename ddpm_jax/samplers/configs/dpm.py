@@ -1,14 +1,14 @@
 """diffusers' DPM-Solver schedulers, and with them all classes that integrate in the log-SNR."""
 
 from math import hypot, inf, log
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from ddpm_jax.names import choose, unknown
 from ddpm_jax.process import ModelFn
 from ddpm_jax.samplers.configs import adams, common, float32
-from ddpm_jax.samplers.configs.common import SPACED, Config, Preset
+from ddpm_jax.samplers.configs.common import EDM_PREDICTIONS, SPACED, Config, Preset
 from ddpm_jax.samplers.configs.dpm_common import (
     SHARED,
     SHIFTED,
@@ -21,7 +21,7 @@ from ddpm_jax.samplers.configs.dpm_common import (
     sigma_spacing,
     sigmas_of,
 )
-from ddpm_jax.samplers.denoise import Denoise, edm, thresholded
+from ddpm_jax.samplers.denoise import Denoise, preconditioned, thresholded
 from ddpm_jax.samplers.families.dpm_solver import Method, ThirdOrder, dpm_solver
 from ddpm_jax.samplers.families.exponential import Predict, step_orders
 from ddpm_jax.samplers.families.singlestep import dpm_solver_singlestep
@@ -37,7 +37,6 @@ ALGORITHMS: dict[str, tuple[Predict, float]] = {
 }
 SINGLESTEP = {name: ALGORITHMS[name] for name in ("dpmsolver++", "sde-dpmsolver++", "dpmsolver", "deis")}
 EDM = {name: ALGORITHMS[name] for name in ("dpmsolver++", "sde-dpmsolver++", "deis")}
-EDM_PREDICTIONS: dict[str, Literal["eps", "v"]] = {"epsilon": "eps", "v_prediction": "v"}
 # solver_type; those of the other classes mean the default.
 METHODS: dict[str, Method] = {
     "midpoint": "midpoint",
@@ -209,7 +208,7 @@ def _edm_multistep(config: Config, num_steps: int | None) -> Preset:
     prediction = choose("prediction_type", config["prediction_type"], EDM_PREDICTIONS)
 
     def wrap(model_fn: ModelFn) -> Denoise:
-        denoise = edm(model_fn, data, prediction)
+        denoise = preconditioned(model_fn, data, prediction)
         if not config["thresholding"]:
             return denoise
         return thresholded(denoise, config["dynamic_thresholding_ratio"], config["sample_max_value"])

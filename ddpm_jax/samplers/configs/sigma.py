@@ -11,12 +11,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ddpm_jax.names import choose
+from ddpm_jax.process import PredictionType
 from ddpm_jax.samplers import denoise
 from ddpm_jax.samplers.configs import float32
 from ddpm_jax.samplers.configs.common import (
     BETA_SCHEDULES,
     DEFAULTS,
     EDM,
+    EDM_PREDICTIONS,
     NO_RESCALING,
     PREDICTIONS,
     SPACED,
@@ -118,7 +120,7 @@ def _table(config: Config) -> np.ndarray:
     return float32.sigmas(config).astype(np.float64)
 
 
-def _finished(config: Config, table: Table, prediction: Any, clip: float | None = None) -> Preset:
+def _finished(config: Config, table: Table, prediction: PredictionType, clip: float | None = None) -> Preset:
     """The table with diffusers' start, and the denoiser.
 
     Raises:
@@ -135,7 +137,7 @@ def _finished(config: Config, table: Table, prediction: Any, clip: float | None 
     return Preset(table._replace(init=init), lambda model_fn: denoise.denoiser(model_fn, prediction, clip))
 
 
-def _prediction(config: Config, *allowed: str) -> Any:
+def _prediction(config: Config, *allowed: str) -> PredictionType:
     """Our name of prediction_type, which must be among those that diffusers implements for the class."""
     return choose("prediction_type", config["prediction_type"], {name: PREDICTIONS[name] for name in allowed})
 
@@ -152,8 +154,8 @@ def euler_discrete(
     s_noise: float = 1.0,
 ) -> Preset:
     """EulerDiscreteScheduler."""
-    known = {**PREDICTIONS, "original_sample": "x_0"}
-    prediction: Any = choose("prediction_type", config["prediction_type"], known)
+    known: dict[str, PredictionType] = {**PREDICTIONS, "original_sample": "x_0"}
+    prediction = choose("prediction_type", config["prediction_type"], known)
     table = _table(config)
     _conversion(config)  # refuses two, whether or not sigmas are given
     if sigmas is None:
@@ -248,10 +250,10 @@ def edm_grid(config: Config, num_steps: int | None) -> Grid:
 
 def edm_preset(config: Config, table: Table) -> Preset:
     """x_T = sqrt(sigma_max^2 + 1) z, whatever sigma_data; and the preconditioned network."""
-    prediction = _prediction(config, "epsilon", "v_prediction")
+    prediction = choose("prediction_type", config["prediction_type"], EDM_PREDICTIONS)
     sigma_data = config["sigma_data"]
     init = hypot(config["sigma_max"], 1) * table.rows.alpha[0]
-    return Preset(table._replace(init=init), lambda model_fn: denoise.edm(model_fn, sigma_data, prediction))
+    return Preset(table._replace(init=init), lambda model_fn: denoise.preconditioned(model_fn, sigma_data, prediction))
 
 
 def edm_euler(

@@ -36,8 +36,8 @@ def euler_late_churn(
       s_tmin: the same.
       s_tmax: the same.
       s_noise: inflates the noise.
-      prediction: of the network; "edm" under `denoise.edm`.
-      sigma_data: of `denoise.edm`.
+      prediction: of the network; "edm" under `denoise.preconditioned`.
+      sigma_data: of `denoise.preconditioned`.
 
     Raises:
       ValueError: unknown prediction.

@@ -152,7 +152,7 @@ def beta(
 def edm(
     num_steps: int, *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0, sigma_data: float = 0.5
 ) -> Grid:
-    """sigma_i of `karras_sigmas`, then 0, for networks under `denoise.edm`.
+    """sigma_i of `karras_sigmas`, then 0, for networks under `denoise.preconditioned`.
 
     Source: Karras et al. 2022 (arXiv:2206.00364), eq. 5 and table 1.
     """
