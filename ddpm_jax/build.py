@@ -1,6 +1,5 @@
 """From a configuration to the objects it names."""
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,9 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from ddpm_jax import objectives, samplers, schedules, timesteps, weightings
-from ddpm_jax.config.defaults import resolved
 from ddpm_jax.config.run import Config, ObjectiveConfig, ScheduleConfig
-from ddpm_jax.models.unet import UNet
 from ddpm_jax.names import choose
 from ddpm_jax.process import LEARNED, ModelFn
 from ddpm_jax.reading import PIXEL, MakeDenoise, Reading
@@ -23,15 +20,14 @@ def make_schedule(config: ScheduleConfig) -> Schedule:
     return schedules.make(config.name, config.num_timesteps, **config.arguments)
 
 
-def make_model(config: Config, image_shape: tuple[int, int, int]) -> UNet:
-    """The U-Net for images [H, W, C]; its settings are checked against them.
+def make_model(config: Config, image_shape: tuple[int, int, int]) -> nn.Module:
+    """The network for images [H, W, C]; its settings are checked against them.
 
     Raises:
       ValueError: settings that do not fit each other or the images.
     """
-    settings = dataclasses.asdict(resolved(config, image_shape).model)
     out_channels = make_reading(config.objective).channels(image_shape[-1])
-    model = UNet(**settings | {"out_channels": out_channels, "dtype": jnp.dtype(config.model.dtype)})
+    model = config.model.resolved(image_shape).network(out_channels)
     params_template(model, image_shape)
     return model
 

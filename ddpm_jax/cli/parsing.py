@@ -1,17 +1,22 @@
-"""What the command line is made of: tyro's options, and experiment files."""
+"""What the command line is made of: tyro's options, experiment files, and which network the options are of."""
 
 import contextlib
+import dataclasses
 import importlib.util
 import io
+import itertools
 import os
 import re
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 import tyro
 
+from ddpm_jax.config.networks import NETWORKS
 from ddpm_jax.config.run import Config
+from ddpm_jax.names import choose
 
 T = TypeVar("T")
 
@@ -24,7 +29,9 @@ def parse(cls: type[T], argv: list[str], command: str, default: T = tyro.MISSING
         if "-h" not in argv and "--help" not in argv:
             os.environ["COLUMNS"] = "1000"  # so that tyro does not wrap
         with contextlib.redirect_stderr(errors):
-            return tyro.cli(cls, prog=f"ddpm-jax {command}", args=argv, default=default)
+            # Of several kinds of network a configuration has the options of its own, instead of a subcommand for each.
+            alone = (tyro.conf.AvoidSubcommands,)
+            return tyro.cli(cls, prog=f"ddpm-jax {command}", args=argv, default=default, config=alone)
     except SystemExit as stop:
         if stop.code == 0:
             raise
@@ -32,6 +39,50 @@ def parse(cls: type[T], argv: list[str], command: str, default: T = tyro.MISSING
         raise ValueError(" ".join(line for line in lines[1:] if line.strip("-") and "helptext" not in line)) from None
     finally:
         os.environ.pop("COLUMNS", None) if columns is None else os.environ.update(COLUMNS=columns)
+
+
+def parse_run(arguments: Callable[..., T], argv: list[str], command: str) -> tuple[T, Path | None]:
+    """The options of a command that takes a configuration, `[EXPERIMENT.py] [--model NAME] --model.depth 4 ...`.
+
+    Args:
+      arguments: the dataclass of its options, with `config` and `model`.
+      argv: the words after the command.
+      command: its name.
+
+    Returns:
+      (arguments, the experiment file or None).
+
+    Raises:
+      FileNotFoundError, ValueError: as load_experiment, with_network and parse.
+    """
+    path = Path(argv[0]) if argv and not argv[0].startswith("-") else None
+    argv = argv if path is None else argv[1:]
+    config = with_network(Config() if path is None else load_experiment(path), argv)
+    default = arguments(config=config, model=config.model.name)
+    return parse(type(default), argv, command, default), path
+
+
+MODEL = "--model"
+
+
+def with_network(config: Config, argv: list[str]) -> Config:
+    """The configuration whose options a command line gives: with the network that `--model NAME` names, as that is by
+    default where it is another than the configuration's own.
+
+    Raises:
+      ValueError: an unknown network, or an option of another one; says which it has.
+    """
+    given = [after for word, after in itertools.pairwise(argv) if word == MODEL]
+    given += [word.removeprefix(f"{MODEL}=") for word in argv if word.startswith(f"{MODEL}=")]
+    if given and given[-1] != config.model.name:
+        config = dataclasses.replace(config, model=choose(MODEL, given[-1], NETWORKS)())
+    names = [item.name for item in dataclasses.fields(config.model)]
+    for word in argv:
+        name = word.partition("=")[0].removeprefix(f"{MODEL}.")
+        if word.startswith(f"{MODEL}.") and name.replace("-", "_").removeprefix("no_") not in names:
+            known = ", ".join(f"{MODEL}.{name}".replace("_", "-") for name in names)
+            raise ValueError(f"{MODEL}.{name} is no setting of {MODEL} {config.model.name} (known: {known})")
+    return config
 
 
 # What a file of Python can end in by mistake.

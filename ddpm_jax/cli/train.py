@@ -4,11 +4,11 @@ import contextlib
 import dataclasses
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
-from ddpm_jax.cli.parsing import load_experiment, parse
+from ddpm_jax.cli.parsing import parse_run
 from ddpm_jax.config.run import Config
 from ddpm_jax.host import processes
 from ddpm_jax.host.bars import Bar
@@ -18,6 +18,8 @@ from ddpm_jax.train import loop
 @dataclasses.dataclass(frozen=True)
 class TrainArguments:
     config: Annotated[Config, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Config)
+    model: Literal["unet", "dit", "uvit"] = "unet"
+    """The network, whose settings the options --model.NAME are."""
     workdir: Path | None = None
     """The run's directory; runs/NAME by default, NAME being that of the experiment file or the data."""
     coordinator: str | None = None
@@ -30,13 +32,9 @@ class TrainArguments:
 
 def train(argv: list[str]) -> None:
     """Train a configuration and say where the pictures are."""
-    default, name = Config(), None
-    if argv and not argv[0].startswith("-"):
-        default, name = load_experiment(Path(argv[0])), Path(argv[0]).stem
-        argv = argv[1:]
-    arguments = parse(TrainArguments, argv, "train", TrainArguments(default))
+    arguments, experiment = parse_run(TrainArguments, argv, "train")
     config = arguments.config
-    workdir = arguments.workdir or Path("runs") / (name or Path(config.data.name).stem)
+    workdir = arguments.workdir or Path("runs") / Path(experiment or config.data.name).stem
     processes.start(arguments.coordinator, arguments.num_processes, arguments.process_id)
     print(f"run directory: {workdir}" + processes.description())
     with contextlib.closing(Bar()) as bar:

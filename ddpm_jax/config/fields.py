@@ -1,18 +1,18 @@
 """Which values the fields of a configuration take: those of their types, whole and finite; nothing is converted.
 
 Types are those of JSON and of a command line: bool, int, float, str, a Literal, a choice with None, tuple[X, ...],
-tuple[X, Y, Z], dict[str, X], and dataclasses of such.
+tuple[X, Y, Z], dict[str, X], and dataclasses of such, or a union of some with tags.
 """
 
 import dataclasses
 import functools
 import types
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from ddpm_jax.names import unknown
+from ddpm_jax.names import choose, unknown
 
 T = TypeVar("T")
 LARGEST = float(np.finfo(np.float32).max)  # what is computed on devices is float32
@@ -26,10 +26,26 @@ class Section:
       ValueError: a value of another type, one that is not finite, or none of a Literal's.
     """
 
+    @classmethod
+    def section(cls) -> str:
+        """What a configuration calls it; nothing is the configuration itself."""
+        return cls.__name__.removesuffix("Config").lower()
+
     def __post_init__(self):
-        prefix = type(self).__name__.removesuffix("Config").lower()
+        prefix = self.section()
         for name, kind in _fields(type(self)).items():
             check(f"{prefix}.{name}" if prefix else name, getattr(self, name), kind)
+
+
+class Tagged(Section):
+    """One of several that a field may be: in JSON the mapping of its fields also has its name."""
+
+    name: ClassVar[str]
+
+
+FREE = {"free": True}
+"""Metadata of a field that may change when a run is continued: the numbers of step k do not depend on it, but for the
+rounding of sums in another order, as on another number of devices; or it decides whether there is a step k."""
 
 
 def check(name: str, value: Any, kind: Any) -> None:
@@ -76,9 +92,10 @@ def structure(values: Any, cls: type[T], path: str = "") -> T:
     if not isinstance(values, Mapping):
         raise ValueError(f"{path or cls.__name__} must be a mapping, got {values!r}")
     kinds = _fields(cls)
+    tag = f" {cls.name}" if issubclass(cls, Tagged) else ""
     for name in values:
         if name not in kinds:
-            raise unknown(f"setting of {path or cls.__name__}", name, kinds)
+            raise unknown(f"setting of {path or cls.__name__}{tag}", name, kinds)
     found = {}
     for item in dataclasses.fields(cls):  # type: ignore[reportArgumentType]
         name, kind = f"{path}.{item.name}" if path else item.name, kinds[item.name]
@@ -89,9 +106,24 @@ def structure(values: Any, cls: type[T], path: str = "") -> T:
     return cls(**found)
 
 
+def plain(value: Any) -> Any:
+    """What `structure` makes the same of: mappings for dataclasses, with the names of those that have one."""
+    if not dataclasses.is_dataclass(value):
+        return dict(value) if isinstance(value, dict) else value
+    tag = {"name": value.name} if isinstance(value, Tagged) else {}
+    return tag | {item.name: plain(getattr(value, item.name)) for item in dataclasses.fields(value)}
+
+
 def _value(value: Any, kind: Any, name: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return structure(value, kind, name)  # type: ignore[reportArgumentType]
+    choices = [choice for choice in get_args(kind) if isinstance(choice, type) and issubclass(choice, Tagged)]
+    if choices:
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{name} must be a mapping, got {value!r}")
+        tag = value.get("name", choices[0].name)  # without it, a file of before there were others
+        chosen = choose(name, tag, {choice.name: choice for choice in choices})
+        return structure({key: value[key] for key in value if key != "name"}, chosen, name)
     if isinstance(value, list) and any(get_origin(choice) is tuple for choice in (kind, *get_args(kind))):
         value = tuple(value)
     check(name, value, kind)

@@ -1,7 +1,7 @@
 """A run's configuration: frozen dataclasses, the one place where a default is written down.
 
 The defaults are the embedded example: scikit-learn's handwritten digits, a few minutes on a laptop. What belongs to the
-size of its images is None here, and train.defaults says it for every size.
+size of its images is None here, and config.defaults says it for every size.
 """
 
 import dataclasses
@@ -9,7 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from ddpm_jax.config.averages import NARROWEST, WIDEST
-from ddpm_jax.config.fields import Section, at_least, in_unit_interval, structure
+from ddpm_jax.config.fields import FREE, LARGEST, Section, Tagged, at_least, in_unit_interval, plain, structure
+from ddpm_jax.config.networks import DiTConfig as DiTConfig
+from ddpm_jax.config.networks import NetworkConfig, UNetConfig
+from ddpm_jax.config.networks import UViTConfig as UViTConfig
 from ddpm_jax.names import unknown
 from ddpm_jax.process import LEARNED, PredictionType, VarianceType
 
@@ -20,7 +23,7 @@ class DataConfig(Section):
 
     name: str = "digits"
     """"digits" (embedded), a TFDS name, a folder of images, or an .npy/.npz file of uint8 [N, H, W, C]."""
-    dir: str | None = None
+    dir: str | None = field(default=None, metadata=FREE)
     """Where TFDS data sets are prepared; TFDS's own default if not given."""
     split: str = "train"
     """TFDS split."""
@@ -50,52 +53,8 @@ class ScheduleConfig(Section):
     """What else the function takes, such as beta_end 0.02."""
 
 
-@dataclass(frozen=True)
-class ModelConfig(Section):
-    """The U-Net, as models.UNet; its output channels are those of the images, twice as many with a learned variance.
-
-    What is None follows from the size of the images: train.defaults.
-    """
-
-    channels: int | None = None
-    channel_multipliers: tuple[int, ...] | None = None
-    num_res_blocks: int = 1
-    attention_resolutions: tuple[int, ...] | None = None
-    dropout: float = 0.0
-    num_groups: int | None = None
-    norm_eps: float = 1e-6
-    num_heads: int = 1
-    num_head_channels: int | None = None
-    """Channels of each attention head, instead of num_heads."""
-    scale_shift_norm: bool = False
-    """Whether time scales and shifts a norm instead of being added."""
-    downsample: Literal["conv", "pool", "resblock"] = "conv"
-    downsample_padding: Literal[0, 1] = 0
-    upsample: Literal["conv", "nearest", "resblock"] = "conv"
-    time_cosine_first: bool = False
-    time_endpoint: bool = True
-    remat: bool = False
-    """Compute blocks again in the backward pass rather than keep what is inside them."""
-    remat_policy: Literal["nothing", "products"] = "nothing"
-    """What remat keeps nevertheless: products are the results of convolutions and dense layers."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of convolutions and matrix products; parameters, norms and loss are float32."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.channels is not None:
-            at_least("model.channels", self.channels, 4, most=2**16)
-        for multiplier in self.channel_multipliers or ():
-            at_least("model.channel_multipliers", multiplier, most=2**16)
-        at_least("model.num_res_blocks", self.num_res_blocks, most=2**10)
-        for name in ("num_groups", "num_heads", "num_head_channels"):
-            if (value := getattr(self, name)) is not None:
-                at_least(f"model.{name}", value)
-        in_unit_interval("model.dropout", self.dropout)
-        if self.norm_eps <= 0:
-            raise ValueError(f"model.norm_eps must be positive, got {self.norm_eps}")
-        if self.remat_policy != "nothing" and not self.remat:
-            raise ValueError(f"model.remat_policy {self.remat_policy!r} is for model.remat, which is off")
+ModelConfig = UNetConfig
+"""The name from when there was one network."""
 
 
 @dataclass(frozen=True)
@@ -155,15 +114,24 @@ class ObjectiveConfig(Section):
 
 @dataclass(frozen=True)
 class OptimizerConfig(Section):
-    """Adam, and the average of parameters."""
+    """Adam or AdamW, and the average of parameters."""
 
+    name: Literal["adam", "adamw"] = "adam"
+    """Adam, or with a weight decay apart from the gradient."""
     learning_rate: float | None = None
-    """By default 0.006 for images of the digits' size, 0.0002 for larger ones."""
+    """By default that of the network and the size of the images."""
     warmup_steps: int = 100
+    """Of a linear warm-up from 0."""
     decay_steps: int | None = 6000
-    """Cosine decay to 0 at this step; none keeps the rate after the warm-up."""
+    """Decay until this step; none keeps the rate after the warm-up."""
+    decay: Literal["cosine", "linear"] = "cosine"
+    """The form of it."""
+    end_rate: float = 0.0
+    """What it ends at."""
     beta1: float = 0.9
     beta2: float = 0.999
+    weight_decay: float | None = None
+    """Of adamw: every step takes the learning rate times this from each parameter; 0.0001 by default."""
     clip_norm: float | None = 1.0
     """Gradients are scaled down to this global norm; none leaves them."""
     ema_decay: float = 0.995
@@ -172,6 +140,46 @@ class OptimizerConfig(Section):
     ema_sigmas: tuple[float, ...] = ()
     """Further averages under a power function of the step: its standard deviation in units of the training so far,
     such as 0.05 0.1."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("ema_decay", "beta1", "beta2"):
+            in_unit_interval(f"optimizer.{name}", getattr(self, name))
+        for name in ("learning_rate", "clip_norm"):
+            if (value := getattr(self, name)) is not None and value <= 0:
+                raise ValueError(f"optimizer.{name} must be positive, got {value}")
+        self._check_rate()
+        self._check_averages()
+        if self.weight_decay is not None and (self.name != "adamw" or self.weight_decay < 0):
+            raise ValueError(
+                "optimizer.weight_decay must not be negative and is for optimizer.name 'adamw', "
+                f"got {self.weight_decay} with {self.name!r}"
+            )
+
+    def _check_rate(self) -> None:
+        decay, warmup = self.decay_steps, self.warmup_steps
+        for name, steps in (("warmup_steps", warmup), ("decay_steps", decay)):
+            at_least(f"optimizer.{name}", 0 if steps is None else steps, 0)
+        if decay is None:
+            for name, value, default in (("decay", self.decay, "cosine"), ("end_rate", self.end_rate, 0)):
+                if value != default:
+                    raise ValueError(f"optimizer.{name} is for optimizer.decay_steps, which is None, got {value!r}")
+        elif decay <= warmup:
+            raise ValueError(f"optimizer.warmup_steps must be below optimizer.decay_steps, got {warmup} and {decay}")
+        if not 0 <= self.end_rate <= (self.learning_rate or LARGEST):
+            raise ValueError(
+                f"optimizer.end_rate must lie between 0 and optimizer.learning_rate, got {self.end_rate} "
+                f"and {self.learning_rate}"
+            )
+
+    def _check_averages(self) -> None:
+        for name, interval, within in (
+            ("ema_decays", "[0, 1)", lambda decay: 0 <= decay < 1),
+            ("ema_sigmas", f"[{NARROWEST}, {WIDEST:.6f}]", lambda sigma: NARROWEST <= sigma <= WIDEST),
+        ):
+            values = getattr(self, name)
+            if not all(map(within, values)) or len(set(values)) < len(values):
+                raise ValueError(f"optimizer.{name} must be different numbers in {interval}, got {values}")
 
 
 @dataclass(frozen=True)
@@ -184,35 +192,42 @@ class SampleConfig(Section):
     clip: float | None = 1.0
     """The predicted x_0 is clipped to [-clip, clip]; none for data that is not images."""
 
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("num_steps", "num_images"):
+            at_least(f"sample.{name}", getattr(self, name))
+
 
 NonFinite = Literal["stop", "skip"]
+# jax.random.key drops the higher bits without a word.
+MOST_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True)
 class TrainConfig(Section):
     """How long, how often, and the seed of everything."""
 
-    num_steps: int = 6000
+    num_steps: int = field(default=6000, metadata=FREE)
     batch_size: int = 64
-    accumulate: int = 1
+    accumulate: int = field(default=1, metadata=FREE)
     """Micro-batches that a batch is computed in, one after the other, where it is too large for the memory."""
-    steps_per_call: int = 1
+    steps_per_call: int = field(default=1, metadata=FREE)
     """Steps in one program, where starting a program takes long beside a step; divides the other intervals. Not for
     CPUs."""
-    non_finite: NonFinite = "stop"
+    non_finite: NonFinite = field(default="stop", metadata=FREE)
     """Where loss or gradient is not finite: stop, or skip the step, which leaves everything as it was, and count it."""
-    max_skipped: int = 100
+    max_skipped: int = field(default=100, metadata=FREE)
     """More skipped steps than this in a row stop the run."""
     seed: int = 0
-    log_every: int = 20
-    checkpoint_every: int = 1000
-    checkpoint_minutes: float | None = None
+    log_every: int = field(default=20, metadata=FREE)
+    checkpoint_every: int = field(default=1000, metadata=FREE)
+    checkpoint_minutes: float | None = field(default=None, metadata=FREE)
     """A checkpoint also after so many minutes without one; looked at whenever the log is written."""
-    keep_checkpoints: int = 3
-    average_every: int | None = None
+    keep_checkpoints: int = field(default=3, metadata=FREE)
+    average_every: int | None = field(default=None, metadata=FREE)
     """Keep the averages of optimizer.ema_sigmas every so many steps and at the end: from them, averages of other widths
     are made after the training. By default they are not kept."""
-    sample_every: int = 500
+    sample_every: int = field(default=500, metadata=FREE)
     begin_from: str | None = None
     """The directory of another run of the same network, whose newest checkpoint this one begins with, and not again
     when it is resumed."""
@@ -222,12 +237,25 @@ class TrainConfig(Section):
 
     def __post_init__(self):
         super().__post_init__()
+        for name in ("num_steps", "batch_size", "accumulate", "steps_per_call", "max_skipped", "log_every",
+                     "checkpoint_every", "keep_checkpoints", "sample_every"):  # fmt: skip
+            at_least(f"train.{name}", getattr(self, name))
+        if self.average_every is not None:
+            at_least("train.average_every", self.average_every)
+        for name in ("log_every", "checkpoint_every", "sample_every", "average_every"):
+            _multiple(f"train.{name}", getattr(self, name) or 0, self.steps_per_call)
+        if self.checkpoint_minutes is not None and not self.checkpoint_minutes > 0:
+            raise ValueError(f"train.checkpoint_minutes must be positive, got {self.checkpoint_minutes}")
+        at_least("train.seed", self.seed, 0, most=MOST_SEED)
         if self.begin_from is None and self.begin_with != "all":
             raise ValueError(f"train.begin_with is for train.begin_from, got {self.begin_with!r} without it")
 
 
-# jax.random.key drops the higher bits without a word.
-MOST_SEED = 2**32 - 1
+def _multiple(name: str, value: int, steps_per_call: int) -> None:
+    if value % steps_per_call:
+        raise ValueError(f"{name} must be a multiple of train.steps_per_call, got {value} and {steps_per_call}")
+
+
 MESH_AXES = ("data", "fsdp")
 
 
@@ -253,72 +281,28 @@ class Config(Section):
 
     data: DataConfig = DataConfig()
     schedule: ScheduleConfig = ScheduleConfig()
-    model: ModelConfig = ModelConfig()
+    model: NetworkConfig = field(default_factory=UNetConfig)
     objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
-    sample: SampleConfig = SampleConfig()
+    sample: SampleConfig = field(default=SampleConfig(), metadata=FREE)
     train: TrainConfig = TrainConfig()
-    parallel: ParallelConfig = ParallelConfig()
+    parallel: ParallelConfig = field(default=ParallelConfig(), metadata=FREE)
 
     def __post_init__(self):
         super().__post_init__()
-        for name in ("num_steps", "batch_size", "accumulate", "steps_per_call", "max_skipped", "log_every",
-                     "checkpoint_every", "keep_checkpoints", "sample_every"):  # fmt: skip
-            at_least(f"train.{name}", getattr(self.train, name))
-        for name in ("log_every", "checkpoint_every", "sample_every", "average_every"):
-            _multiple(f"train.{name}", getattr(self.train, name) or 0, self.train.steps_per_call)
-        if self.train.checkpoint_minutes is not None and not self.train.checkpoint_minutes > 0:
-            raise ValueError(f"train.checkpoint_minutes must be positive, got {self.train.checkpoint_minutes}")
-        for name in ("num_steps", "num_images"):
-            at_least(f"sample.{name}", getattr(self.sample, name))
-        for name in ("ema_decay", "beta1", "beta2"):
-            in_unit_interval(f"optimizer.{name}", getattr(self.optimizer, name))
-        _check_averages(self.optimizer, self.train)
-        at_least("train.seed", self.train.seed, 0, most=MOST_SEED)
-        for name in ("learning_rate", "clip_norm"):
-            if (value := getattr(self.optimizer, name)) is not None and value <= 0:
-                raise ValueError(f"optimizer.{name} must be positive, got {value}")
-        decay, warmup = self.optimizer.decay_steps, self.optimizer.warmup_steps
-        for name, steps in (("warmup_steps", warmup), ("decay_steps", decay)):
-            at_least(f"optimizer.{name}", 0 if steps is None else steps, 0)
-        if decay is not None and decay <= warmup:
-            raise ValueError(f"optimizer.warmup_steps must be below optimizer.decay_steps, got {warmup} and {decay}")
-
-
-def _check_averages(optimizer: OptimizerConfig, train: TrainConfig) -> None:
-    for name, interval, within in (
-        ("ema_decays", "[0, 1)", lambda decay: 0 <= decay < 1),
-        ("ema_sigmas", f"[{NARROWEST}, {WIDEST:.6f}]", lambda sigma: NARROWEST <= sigma <= WIDEST),
-    ):
-        values = getattr(optimizer, name)
-        if not all(map(within, values)) or len(set(values)) < len(values):
-            raise ValueError(f"optimizer.{name} must be different numbers in {interval}, got {values}")
-    if train.average_every is not None:
-        at_least("train.average_every", train.average_every)
-        if not optimizer.ema_sigmas:
+        if self.train.average_every is not None and not self.optimizer.ema_sigmas:
             raise ValueError(
-                f"train.average_every keeps the averages of optimizer.ema_sigmas: got {train.average_every} without any"
+                "train.average_every keeps the averages of optimizer.ema_sigmas: "
+                f"got {self.train.average_every} without any"
             )
 
-
-def _multiple(name: str, value: int, steps_per_call: int) -> None:
-    if value % steps_per_call:
-        raise ValueError(f"{name} must be a multiple of train.steps_per_call, got {value} and {steps_per_call}")
-
-
-# What may change when a run is continued: the numbers of step k do not depend on these, but for the rounding of sums
-# in another order, as on another number of devices; max_skipped and non_finite decide whether there is a step k.
-FREE = ("data.dir", "sample", "train.num_steps", "train.log_every", "train.checkpoint_every",
-        "train.checkpoint_minutes", "train.keep_checkpoints", "train.average_every", "train.sample_every",
-        "train.accumulate", "train.steps_per_call", "train.non_finite", "train.max_skipped", "model.remat",
-        "model.remat_policy", "parallel")  # fmt: skip
 
 T = TypeVar("T")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
     """The configuration as plain JSON values."""
-    return dataclasses.asdict(config)
+    return plain(config)
 
 
 def from_dict(values: dict[str, Any], cls: type[T]) -> T:
@@ -345,8 +329,18 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def differences(a: Config, b: Config) -> list[str]:
-    """Fields that make a and b different runs, as "name: value in a, value in b"."""
-    flat_a, flat_b = flatten(a), flatten(b)
-    free = lambda name: any(name == f or name.startswith(f + ".") for f in FREE)
-    return [f"{k}: {flat_a[k]!r}, now {flat_b[k]!r}" for k in flat_a if flat_a[k] != flat_b[k] and not free(k)]
+def differences(a: Any, b: Any, prefix: str = "") -> list[str]:
+    """Fields that make a and b different runs, as "name: value in a, value in b"; those that are FREE do not."""
+    found = []
+    for item in dataclasses.fields(a):
+        before, after, name = getattr(a, item.name), getattr(b, item.name), prefix + item.name
+        if before == after or item.metadata == FREE:
+            continue
+        if not dataclasses.is_dataclass(before):
+            found.append(f"{name}: {before!r}, now {after!r}")
+        elif type(before) is type(after):
+            found += differences(before, after, f"{name}.")
+        else:
+            assert isinstance(before, Tagged) and isinstance(after, Tagged)
+            found.append(f"{name}: {before.name!r}, now {after.name!r}")
+    return found

@@ -1,7 +1,7 @@
 """DiT: a transformer over patches, steered by time and class through adaptive layer norm.
 
-x_t [B, H, W, C], t [B] and labels y [B] go in, an image [B, H, W, out_channels] comes out. Token i W/p + j is the patch
-at rows i p .. i p + p - 1 and columns j p .. j p + p - 1.
+x_t [B, H, W, C], t [B] and, with classes, labels y [B] go in, an image [B, H, W, out_channels] comes out. Token
+i W/p + j is the patch at rows i p .. i p + p - 1 and columns j p .. j p + p - 1.
 """
 
 import math
@@ -85,21 +85,23 @@ def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
 
 
 class Condition(nn.Module):
-    """mlp(timestep_embedding(t)) + table[y].
+    """mlp(timestep_embedding(t)) + table[y]; without labels (num_labels None) the first term alone.
 
     Source: Peebles and Xie 2022 (arXiv:2212.09748), section 3.2.
     """
 
     width: int
-    num_labels: int
+    num_labels: int | None
     time_endpoint: bool
     dtype: Dtype
 
     @nn.compact
-    def __call__(self, t: jax.Array, y: jax.Array) -> jax.Array:
+    def __call__(self, t: jax.Array, y: jax.Array | None) -> jax.Array:
         dense = partial(Dense, self.width, kernel_init=small_init, dtype=self.dtype)
         temb = timestep_embedding(t, NUM_FREQUENCIES, cosine_first=True, endpoint=self.time_endpoint)
         temb = dense(name="time_2")(nn.silu(dense(name="time_1")(temb)))
+        if self.num_labels is None or y is None:
+            return temb
         label = nn.Embed(self.num_labels, self.width, embedding_init=small_init, dtype=self.dtype, name="label")
         return temb + label(y)
 
@@ -145,8 +147,8 @@ class DiT(nn.Module):
       depth: number of blocks.
       num_heads: of the attention.
       patch_size: edge of a patch in pixels.
-      num_classes: labels are 0 .. num_classes - 1.
-      null_label: whether num_classes is a label too, the one that stands for no class.
+      num_classes: labels are 0 .. num_classes - 1; None for a network without.
+      null_label: whether, with classes, num_classes is a label too, the one that stands for no class.
       out_channels: channels of the output; twice the input's where the variance is learned.
       mlp_ratio: hidden units of the MLP in units of width.
       base_size: the places of tokens are those of a grid of this many tokens in height and width; None for those of the
@@ -163,7 +165,7 @@ class DiT(nn.Module):
     depth: int = 28
     num_heads: int = 16
     patch_size: int = 2
-    num_classes: int = 1000
+    num_classes: int | None = 1000
     null_label: bool = True
     out_channels: int = 8
     mlp_ratio: float = 4.0
@@ -175,13 +177,23 @@ class DiT(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x_t: jax.Array, t: jax.Array, *, y: jax.Array) -> jax.Array:
+    def __call__(
+        self,
+        x_t: jax.Array,
+        t: jax.Array,
+        *,
+        y: jax.Array | None = None,
+        train: bool = False,
+        dropout_keys: jax.Array | None = None,
+    ) -> jax.Array:
         """The network's output at x_t, time t and class y.
 
         Args:
           x_t: [B, H, W, C] noisy images or latents, H and W divisible by patch_size.
           t: [B] float, the model's time.
-          y: [B] int labels in [0, num_classes); num_classes for no class.
+          y: [B] int labels in [0, num_classes); num_classes for no class. None without classes.
+          train: said to every network that is trained; there is no dropout that it would switch on.
+          dropout_keys: likewise.
 
         Returns:
           [B, H, W, out_channels] float32.
@@ -201,7 +213,8 @@ class DiT(nn.Module):
         positions = sincos_positions(height // p, width // p, self.width, self.base_size)
         h = h + jnp.asarray(positions, h.dtype)[None]
 
-        embed = partial(Condition, self.width, self.num_classes + self.null_label, self.time_endpoint, self.dtype)
+        num_labels = None if self.num_classes is None else self.num_classes + self.null_label
+        embed = partial(Condition, self.width, num_labels, self.time_endpoint, self.dtype)
         num_embeddings = self.depth if self.condition_per_block else 1
         conditions = [embed(name=f"condition_{i}")(t, y) for i in range(num_embeddings)]
         block = nn.remat(DiTBlock) if self.remat else DiTBlock
@@ -215,12 +228,16 @@ class DiT(nn.Module):
         h = modulate(norm(epsilon=1e-6, name="norm_out")(h), shift, scale)
         return unpatchify(last(p * p * self.out_channels, name="out")(h), height, width, p)
 
-    def _check(self, x_t: jax.Array, t: jax.Array, y: jax.Array) -> None:
+    def _check(self, x_t: jax.Array, t: jax.Array, y: jax.Array | None) -> None:
         if x_t.ndim != 4:
             raise ValueError(f"x_t must be [B, H, W, C], got shape {x_t.shape}")
         if t.shape != x_t.shape[:1] or not jnp.issubdtype(t.dtype, jnp.floating):
             raise ValueError(f"t must be [B] float with B = {x_t.shape[0]}, got {t.dtype}{list(t.shape)}")
-        if y.shape != x_t.shape[:1] or not jnp.issubdtype(y.dtype, jnp.integer):
+        if (y is None) != (self.num_classes is None):
+            raise ValueError(
+                f"y goes with num_classes, got y={'None' if y is None else y.shape} and {self.num_classes}"
+            )
+        if y is not None and (y.shape != x_t.shape[:1] or not jnp.issubdtype(y.dtype, jnp.integer)):
             raise ValueError(f"y must be [B] int with B = {x_t.shape[0]}, got {y.dtype}{list(y.shape)}")
         height, width = x_t.shape[1:3]
         if height % self.patch_size or width % self.patch_size:

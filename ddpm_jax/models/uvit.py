@@ -92,7 +92,15 @@ class UViT(nn.Module):
     dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x_t: jax.Array, t: jax.Array, *, y: jax.Array | None = None) -> jax.Array:
+    def __call__(
+        self,
+        x_t: jax.Array,
+        t: jax.Array,
+        *,
+        y: jax.Array | None = None,
+        train: bool = False,
+        dropout_keys: jax.Array | None = None,
+    ) -> jax.Array:
         """The network's output at x_t and time t.
 
         Args:
@@ -100,6 +108,8 @@ class UViT(nn.Module):
             position: H and W are those of the training.
           t: [B] float, the model's time.
           y: [B] int labels in [0, num_classes); None without classes.
+          train: said to every network that is trained; there is no dropout that it would switch on.
+          dropout_keys: likewise.
 
         Returns:
           [B, H, W, out_channels] float32.

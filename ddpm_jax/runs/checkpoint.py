@@ -82,7 +82,7 @@ def open_run(workdir: Path, info: RunInfo) -> None:
 
 
 # What a checkpoint of another run must have in common with this one, by the beginnings of `differences`.
-SAME_NETWORK = ("model.", "objective.prediction", "objective.variance", "image_shape", "train.begin")
+SAME_NETWORK = ("model", "objective.prediction", "objective.variance", "image_shape", "train.begin")
 
 
 def _how_to_fork(workdir: Path, num_steps: int, changed: list[str]) -> str:

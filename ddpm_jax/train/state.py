@@ -38,23 +38,33 @@ class TrainState:
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Adam on gradients clipped to a global norm, with a linear warm-up from 0 and an optional cosine decay to 0.
+    """Adam or AdamW on gradients clipped to a global norm, with a linear warm-up from 0 and an optional decay.
 
-    Source: Ho et al. 2020 (arXiv:2006.11239), appendix B, and their code: warm-up over 5000 steps, clip 1.
+    Source: Ho et al. 2020 (arXiv:2006.11239), appendix B, and their code: warm-up over 5000 steps, clip 1. AdamW:
+    Loshchilov and Hutter 2017 (arXiv:1711.05101), algorithm 2, with the learning rate for eta_t, as in optax.
 
     Raises:
       ValueError: a learning rate that is still None.
     """
     if config.learning_rate is None:
-        raise ValueError("optimizer.learning_rate is None, which follows from the images: train.defaults.resolved")
-    if config.decay_steps is None:
-        rate = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
-        if config.warmup_steps == 0:
-            rate = config.learning_rate
-    else:
-        rate = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, config.warmup_steps, config.decay_steps)
+        raise ValueError("optimizer.learning_rate is None, which follows from the images: config.defaults.resolved")
     clip = optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
-    return optax.chain(clip, optax.adam(rate, config.beta1, config.beta2))
+    rate = make_rate(config, config.learning_rate)
+    if config.name == "adam":
+        return optax.chain(clip, optax.adam(rate, config.beta1, config.beta2))
+    decay = 1e-4 if config.weight_decay is None else config.weight_decay
+    return optax.chain(clip, optax.adamw(rate, config.beta1, config.beta2, weight_decay=decay))
+
+
+def make_rate(config: OptimizerConfig, peak: float) -> optax.ScalarOrSchedule:
+    """The rate of step k: 0 to the peak in a line, then constant, or along a decay to end_rate at decay_steps."""
+    warmup, last = config.warmup_steps, config.decay_steps
+    if last is None:
+        return peak if warmup == 0 else optax.linear_schedule(0.0, peak, warmup)
+    if config.decay == "cosine":
+        return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, last, config.end_rate)
+    rise, fall = optax.linear_schedule(0.0, peak, warmup), optax.linear_schedule(peak, config.end_rate, last - warmup)
+    return fall if warmup == 0 else optax.join_schedules([rise, fall], [warmup])
 
 
 def start(

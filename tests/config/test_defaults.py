@@ -136,5 +136,5 @@ def test_a_size_that_hardly_halves_is_said_to_be_slow():
 
 
 def test_a_rate_that_nothing_gave_is_not_trained_with():
-    with pytest.raises(ValueError, match=r"learning_rate is None, .* train\.defaults\.resolved"):
+    with pytest.raises(ValueError, match=r"learning_rate is None, .* config\.defaults\.resolved"):
         loop.state.make_optimizer(OptimizerConfig())

@@ -6,7 +6,7 @@ import importlib.metadata
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -21,6 +21,8 @@ from ddpm_jax.tools.plan.table import table
 @dataclasses.dataclass(frozen=True)
 class PlanArguments:
     config: Annotated[Config, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Config)
+    model: Literal["unet", "dit", "uvit"] = "unet"
+    """The network, whose settings the options --model.NAME are."""
     topology: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A slice to compile for, such as v5e:4x8 or v4:2x2x1; give it again for another column."""
     image_shape: tuple[int, int, int] | None = None
