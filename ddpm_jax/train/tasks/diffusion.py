@@ -1,7 +1,7 @@
 """Diffusion: a network that learns x_0 from x_t = sqrt(alphas_cumprod_t) x_0 + sqrt(1 - alphas_cumprod_t) eps.
 
 Every draw of step k for example b of the batch comes from fold_in(fold_in(key, k), b), split once into the keys of t,
-eps and dropout.
+eps and dropout; what a condition draws, from that key with CONDITION folded in.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,8 +14,9 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from ddpm_jax import build, images, samplers
+from ddpm_jax import build, conditions, images, samplers
 from ddpm_jax.build import Losses, Objective
+from ddpm_jax.conditions import Condition
 from ddpm_jax.config import defaults
 from ddpm_jax.config.run import Config
 from ddpm_jax.data import Source
@@ -27,6 +28,7 @@ from ddpm_jax.train.state import Params, TrainState, make_optimizer, optimized
 from ddpm_jax.train.task import Means, Start
 
 Draw = Callable[..., jax.Array]
+CONDITION = 3
 
 
 class Said(NamedTuple):
@@ -51,7 +53,9 @@ class Diffusion:
       image_shape: [H, W, C].
       draw: see `make_draw`; None for no pictures.
       settings: of the network and of its training, resolved, for `described`; None for no description.
-      reads: of a record.
+      condition: what the network is told beside x_t and t; None for nothing.
+      drop: the probability that an example's condition is dropped.
+      example: a record of one example, arrays [1, ...], from which a conditional network is initialized.
     """
 
     model: nn.Module
@@ -62,11 +66,25 @@ class Diffusion:
     image_shape: tuple[int, int, int]
     draw: Draw | None = None
     settings: Config | None = None
-    reads: tuple[str, ...] = ("image",)
+    condition: Condition | None = None
+    drop: float = 0.0
+    example: Mapping[str, jax.Array] | None = None
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The image, and what the condition reads."""
+        return tuple(dict.fromkeys(("image", *(self.condition.reads if self.condition is not None else ()))))
 
     def init(self, key: jax.Array) -> Params:
         """The network's parameters."""
-        return self.model.init(key, jnp.zeros((1, *self.image_shape)), jnp.zeros((1,)))["params"]
+        told: dict[str, Any] = {} if self.example is None else self._told(self.example, key[None])
+        return self.model.init(key, jnp.zeros((1, *self.image_shape)), jnp.zeros((1,)), **told)["params"]
+
+    def _told(self, batch: Mapping[str, jax.Array], keys: jax.Array) -> dict[str, Any]:
+        if self.condition is None:
+            return {}
+        keys = jax.vmap(lambda key: jax.random.fold_in(key, CONDITION))(keys)
+        return conditions.conditioning(self.condition, batch, keys, self.drop)
 
     def start(self, params: Params) -> Start:
         """The optimizer's and the timestep sampler's first states."""
@@ -77,13 +95,16 @@ class Diffusion:
     ) -> tuple[Means, Said]:
         """The mean of the weighted losses, its parts and its gradient; t and the loss of every example."""
         x_0 = images.to_float(batch["image"])
-        keys_of = lambda b: jax.random.split(jax.random.fold_in(jax.random.fold_in(self.key, state.step), b), 3)
+        key_of = lambda b: jax.random.fold_in(jax.random.fold_in(self.key, state.step), b)
+        keys_of = lambda b: jax.random.split(key_of(b), 3)
         _, keys_eps, dropout_keys = jax.vmap(keys_of, out_axes=1)(indices)
         eps = jax.vmap(lambda key_eps: jax.random.normal(key_eps, x_0.shape[1:]))(keys_eps)
         t, weight = self.timestep_sampler.draw(state.task_state, lambda b: keys_of(b)[0], indices, batch_size)
+        told = self._told(batch, jax.vmap(key_of)(indices))
 
         def mean_loss(params: Params) -> tuple[jax.Array, Losses]:
-            losses = self.objective(bind(self.model, params, train=True, dropout_keys=dropout_keys), x_0, t, eps)
+            model_fn = bind(self.model, params, train=True, dropout_keys=dropout_keys, **told)
+            losses = self.objective(model_fn, x_0, t, eps)
             return jnp.mean(weight * losses.total), losses
 
         (loss, losses), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
