@@ -1,6 +1,6 @@
 """Sampling loops recorded from ermongroup/ddim, latent-diffusion and FastDPM, along their whole traces.
 
-Tolerance: 1e-4 of the trace's largest number.
+Tolerance: 1e-4 of every step's largest number.
 """
 
 import jax.numpy as jnp
@@ -24,6 +24,11 @@ DDIM = [
 ]
 
 
+def apart(found, expected):
+    """The largest relative difference of a step."""
+    return max(relative(*pair) for pair in zip(found, expected, strict=True))
+
+
 def run(denoise, table, x_T, noise):
     return trace(denoise, table, jnp.asarray(x_T, float), jnp.asarray(noise, float))
 
@@ -38,7 +43,7 @@ def test_ddim_repository(name, x64):
         table, denoise = samplers.ddpm(grid), samplers.denoiser(model_fn, clip=1.0)
     else:
         table, denoise = samplers.ddim(grid, eta=meta["eta"]), samplers.denoiser(model_fn)
-    assert relative(run(denoise, table, arrays["x_init"], arrays["noise"]), arrays["samples"]) < 1e-4
+    assert apart(run(denoise, table, arrays["x_init"], arrays["noise"]), arrays["samples"]) < 1e-4
 
 
 @pytest.mark.parametrize("name", FASTDPM)
@@ -54,7 +59,7 @@ def test_fastdpm(name, x64):
     table = samplers.ddim(grid, eta=meta["kappa"])
     found = run(samplers.denoiser(mixture_model(arrays)), table, arrays["noise"][0], arrays["noise"][1:])
     expected = np.concatenate([arrays["states"][1:], arrays["final"][None]])
-    assert relative(found, expected) < 1e-4
+    assert apart(found, expected) < 1e-4
 
 
 def ldm(arrays, meta):
@@ -79,7 +84,7 @@ def test_latent_diffusion(name, x64):
     found = run(samplers.denoiser(model_fn), table, arrays["x_init"], arrays["noise"])
     if "plms" in name:
         found = found[1:]  # the first of two calls in the first step is not recorded
-    assert relative(found, arrays["samples"]) < 1e-4
+    assert apart(found, arrays["samples"]) < 1e-4
 
 
 def test_latent_diffusion_inpainting(x64):
@@ -98,6 +103,6 @@ def test_latent_diffusion_inpainting(x64):
     noise = mask * np.append(for_known[1:], for_known[:1], axis=0) + (1 - mask) * for_rest
     denoise = samplers.known(samplers.denoiser(model_fn), jnp.asarray(image), jnp.asarray(mask))
     found = run(denoise, table, x_T, noise)
-    unknown = np.broadcast_to(mask == 0, found.shape)
+    unknown = np.broadcast_to(mask == 0, found[0].shape)
     assert 0.2 < unknown.mean() < 0.8
-    assert relative(found[unknown], arrays["samples"][unknown]) < 1e-4
+    assert apart(found[:, unknown], arrays["samples"][:, unknown]) < 1e-4

@@ -15,6 +15,7 @@ from ddpm_jax.models.layers import dropout
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.train import ema, state, step, task
 from ddpm_jax.train.tasks.diffusion import Diffusion
+from tests.helpers import golden, relative
 
 S = schedules.linear(100)
 KEY = jax.random.key(5)
@@ -244,6 +245,15 @@ def test_ema_forgets_the_initialization():
     for k in range(1, 50):
         ema_params = ema.update(ema_params, 2.0, jnp.int32(k), 0.9)
     assert ema_params == pytest.approx(2 - 0.9**49, rel=1e-5)
+
+
+def test_ema_of_the_ddim_repository():
+    """Its average begins with the initial parameters: no update is the first."""
+    arrays, meta = golden("other/ddim_loss_ema")
+    average = jnp.asarray(arrays["ema_init"])
+    for k, params in enumerate(arrays["ema_params"]):
+        average = ema.update(average, jnp.asarray(params), jnp.int32(k + 1), meta["mu"])
+        assert relative(average, arrays["ema_shadow"][k]) < 1e-6
 
 
 def test_learning_rate_schedule():

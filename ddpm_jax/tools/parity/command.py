@@ -19,35 +19,28 @@ from ddpm_jax.names import choose
 from ddpm_jax.tools.parity import (
     against,
     guidance,
-    loops,
     losses,
     networks,
-    posteriors,
     samplers,
     schedulers,
     sweep,
     tables,
     theirs,
     training,
-    unread,
 )
 from ddpm_jax.tools.parity.results import Result
 from ddpm_jax.tools.parity.theirs import Libraries
 
-# Name: (libraries, folder of recordings or None) -> results, in the order of the report.
-GROUPS: dict[str, Callable[[Libraries, Path | None], Iterator[Result]]] = {
+GROUPS: dict[str, Callable[[Libraries], Iterator[Result]]] = {
     "schedules": tables.compare_schedules,
-    "processes": lambda libraries, golden: chain(
-        tables.compare_processes(libraries, golden), posteriors.compare(golden)
-    ),
-    "samplers": lambda libraries, golden: chain(samplers.compare(libraries), loops.compare(golden)),
-    "schedulers": lambda libraries, golden: schedulers.compare(libraries),
+    "processes": tables.compare_processes,
+    "samplers": samplers.compare,
+    "schedulers": schedulers.compare,
     "guidance": guidance.compare,
     "networks": networks.compare,
     "losses": losses.compare,
-    "training": training.compare,
-    "recordings": lambda libraries, golden: unread.compare(golden),
 }
+TRAINING = "training"  # the last group: it reads recordings
 HEADER = ("item", "against", "max relative difference", "tolerance", "first differing step", "verdict")
 
 
@@ -56,10 +49,9 @@ class ParityArguments:
     against: Path | None = None
     """A folder of diffusers: compare its network and its scheduler, instead of everything."""
     golden: Path | None = None
-    """A folder of recordings, for what the installed packages have no class for."""
+    """A folder of recordings: training runs in PyTorch, followed step by step."""
     only: tuple[str, ...] = ()
-    """Some of schedules, processes, samplers, schedulers, guidance, networks, losses, training, recordings; all
-    by default."""
+    """Some of schedules, processes, samplers, schedulers, guidance, networks, losses, training; all by default."""
     random: Annotated[int, tyro.conf.arg(metavar="N")] = 0
     """Random configurations of the scheduler classes, beside the fixed ones of `schedulers`."""
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
@@ -74,15 +66,21 @@ def run(arguments: ParityArguments, say: Callable[[str], None]) -> None:
     """Compare, show a table, write the files; exit status 1 where a difference is left without an explanation.
 
     Raises:
-      ValueError: unknown group; a file that exists; random configurations without the group that they belong to.
+      ValueError: unknown group; a file that exists; random configurations or recordings without the group that they
+        belong to.
       FileNotFoundError: no such folder.
       ImportError: PyTorch or diffusers is not installed.
     """
-    groups = {name: choose("group of parity", name, GROUPS) for name in arguments.only or GROUPS}
+    known = dict.fromkeys((*GROUPS, TRAINING))
+    groups = arguments.only or tuple(known)
+    for name in groups:
+        choose("group of parity", name, known)
     if arguments.against is not None and (arguments.only or arguments.golden or arguments.random):
         raise ValueError("--against compares one folder: --only, --golden and --random belong to the whole report")
     if arguments.random < 0 or (arguments.random and "schedulers" not in groups):
         raise ValueError(f"--random must be at least 0, and 0 where schedulers are left out, got {arguments.random}")
+    if arguments.golden is not None and TRAINING not in groups:
+        raise ValueError(f"--golden holds recorded training runs, and --only {' '.join(groups)} leaves out {TRAINING}")
     for path in (arguments.json, arguments.html, arguments.markdown):
         if path is not None and path.exists():
             raise ValueError(f"{path} exists already: remove it, or name another file")
@@ -92,7 +90,9 @@ def run(arguments: ParityArguments, say: Callable[[str], None]) -> None:
     libraries, began = theirs.libraries(), time.perf_counter()
     facts: dict[str, Any] = {"command": command_of(arguments)} | machine()
     say(", ".join(f"{name} {value}" for name, value in facts["versions"].items()))
-    found = {name: compare(libraries, arguments.golden) for name, compare in groups.items()}
+    found = {
+        name: training.compare(arguments.golden) if name == TRAINING else GROUPS[name](libraries) for name in groups
+    }
     if arguments.random:
         found["schedulers"] = chain(found["schedulers"], sweep.compare(libraries, arguments.random))
     if arguments.against is not None:

@@ -1,8 +1,7 @@
-"""Guidance and thresholding beside installed guiders, pipelines and schedulers, and beside recorded guided loops."""
+"""Guidance and thresholding beside installed guiders, pipelines and schedulers."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -12,10 +11,9 @@ import numpy as np
 from ddpm_jax import guidance, schedules
 from ddpm_jax.samplers import ddim, grids, thresholded
 from ddpm_jax.samplers.denoise import Denoised
-from ddpm_jax.tools.parity import loops, networks, shifts
+from ddpm_jax.tools.parity import networks
 from ddpm_jax.tools.parity.results import Result, along, compared, not_compared, relative, without_steps
 from ddpm_jax.tools.parity.search import explained, having
-from ddpm_jax.tools.parity.tables import load
 from ddpm_jax.tools.parity.theirs import Libraries, nchw, nhwc
 
 GROUP = "guidance"
@@ -92,24 +90,21 @@ ELSEWHERE = {
         ),
         NO_SUCH,
     ),
-    "StableDiffusionPipeline": "needs transformers; its u + s (c - u) is that of ClassifierFreeGuidance, and the "
-    "recorded loops ldm_*_cfg of samplers have it",
+    "StableDiffusionPipeline": "needs transformers; its u + s (c - u) is that of ClassifierFreeGuidance, and of "
+    "latent-diffusion's recorded loops in tests/samplers/test_other_loops.py",
+    "mean_shifted, score_shifted": "no such guider; against guided-diffusion's recorded loops in "
+    "tests/samplers/test_openai_loops.py",
     "guidance of an interval of steps (start, stop)": NO_SUCH,
 }
 
 
-def compare(libraries: Libraries, golden: Path | None) -> Iterator[Result]:
-    """Two networks, thresholding, and classifiers."""
+def compare(libraries: Libraries) -> Iterator[Result]:
+    """Two networks, and thresholding."""
     for form, learned, name, settings in GUIDERS:
         yield compare_guider(libraries, form, learned, name, settings)
     yield compare_pipeline(libraries)
     for threshold, settings in THRESHOLDS:
         yield compare_threshold(libraries, threshold, settings)
-    for name, how, said in shifts.LOOPS:
-        if golden is None:
-            yield not_compared(GROUP, f"recorded {name}, {said}", "", "recorded in PyTorch: needs --golden")
-        else:
-            yield compare_loop(golden, name, how, said)
     for name, reason in ELSEWHERE.items():
         yield not_compared(GROUP, name, "", reason)
 
@@ -217,14 +212,3 @@ def compare_threshold(libraries: Libraries, ours: Threshold, settings: Mapping[s
     found = without_steps(difference(ours), TOLERANCE)
     result = compared(GROUP, item, f"DDPMScheduler(thresholding=True{said})", found, TOLERANCE)
     return explained(result, ours, THRESHOLDING, difference)
-
-
-# ------------------------------------------------------------------------------------------------------- classifiers
-
-
-def compare_loop(golden: Path, name: str, ours: shifts.Shifted, said: str) -> Result:
-    """A recorded loop with a cond_fn beside ours guided by the same gradient."""
-    arrays, meta = load(golden, f"openai/{name}")
-    loop_of = lambda form: loops.openai(name, arrays, meta, form.guide(arrays))
-    result = loops.line(GROUP, f"recorded {name}, {said}", arrays, meta, loop_of(ours))
-    return explained(result, ours, shifts.CONVENTIONS, lambda form: loops.difference(loop_of(form)).largest)

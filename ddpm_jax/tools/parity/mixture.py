@@ -22,30 +22,21 @@ class Exact(NamedTuple):
     v: np.ndarray
 
 
-class Components(NamedTuple):
-    """p(x_0) = sum_k w_k N(mu_k, s_k^2 I): mu [K, ...] like images, s and w [K]."""
-
-    mu: np.ndarray
-    s: np.ndarray
-    w: np.ndarray
+# p(x_0) = sum_k w_k N(mu_k, s_k^2 I): mu [K, ...] like images, s and w [K].
+MU = np.random.default_rng(0).uniform(-1.5, 1.5, (3, *SHAPE[1:]))
+S, W = np.array([0.15, 0.25, 0.2]), np.array([0.5, 0.3, 0.2])
 
 
-OURS = Components(
-    np.random.default_rng(0).uniform(-1.5, 1.5, (3, *SHAPE[1:])), np.array([0.15, 0.25, 0.2]), np.array([0.5, 0.3, 0.2])
-)
-
-
-def exact(x: np.ndarray, abar: float, components: Components = OURS) -> Exact:
+def exact(x: np.ndarray, abar: float) -> Exact:
     """E[eps | x], E[x_0 | x] and E[v | x] for data from a mixture of Gaussians.
 
     Args:
-      x: [B, ...], images like the components.
+      x: [B, ...], images like the means.
       abar: alphas_cumprod at x, in (0, 1).
-      components: of the data.
     """
-    s, w = components.s, components.w
+    s, w = S, W
     size = x[0].size
-    mu = components.mu.reshape(1, len(w), size)
+    mu = MU.reshape(1, len(w), size)
     root = np.sqrt(abar)
     variance = abar * s**2 + 1 - abar
     residual = x.reshape(len(x), 1, size) - root * mu
@@ -58,12 +49,12 @@ def exact(x: np.ndarray, abar: float, components: Components = OURS) -> Exact:
     return Exact(eps, x_0, root * eps - np.sqrt(1 - abar) * x_0)
 
 
-def at_table(alphas_cumprod: np.ndarray, output: str = "eps", components: Components = OURS) -> Answer:
+def at_table(alphas_cumprod: np.ndarray, output: str = "eps") -> Answer:
     """eps, x_0 or v at a timestep of this table; between timesteps interpolated."""
     table = np.asarray(alphas_cumprod, np.float64)
     # At abar = 0 or 1 a mixture has no exact answer that every scheduler can use.
     level = lambda time: float(np.clip(np.interp(time, np.arange(table.size), table), 1e-9, 1 - 1e-9))
-    return lambda x, time: getattr(exact(x, level(time), components), output)
+    return lambda x, time: getattr(exact(x, level(time)), output)
 
 
 def angle(x: np.ndarray, time: float) -> np.ndarray:
@@ -71,13 +62,13 @@ def angle(x: np.ndarray, time: float) -> np.ndarray:
     return exact(x, float(np.clip(np.cos(np.pi * time / 2) ** 2, 1e-9, 1 - 1e-9))).v
 
 
-def preconditioned(sigma_data: float, sign: int, components: Components = OURS) -> Answer:
+def preconditioned(sigma_data: float, sign: int) -> Answer:
     """F with x_0 = c_skip x + sign c_out F(c_in x, log(sigma) / 4), as Karras et al. 2022 (arXiv:2206.00364), eq. 7."""
 
     def answer(x: np.ndarray, time: float) -> np.ndarray:
         sigma = np.exp(4 * time)
         std = np.hypot(sigma, sigma_data)
-        x_0 = exact(x * std / np.hypot(1, sigma), 1 / (1 + sigma**2), components).x_0
+        x_0 = exact(x * std / np.hypot(1, sigma), 1 / (1 + sigma**2)).x_0
         return sign * (x_0 - sigma_data**2 / std * x) * std / (sigma * sigma_data)
 
     return answer

@@ -89,8 +89,10 @@ CASES: dict[str, Case] = {
 }
 # What no class of diffusers can be compared with, and what it is checked against instead.
 ELSEWHERE = {
-    "fastdpm_step": "no class in diffusers; recorded loops of FastDPM below",
-    "fastdpm_var": "no class in diffusers; recorded loops of FastDPM below",
+    **dict.fromkeys(
+        ("fastdpm_step", "fastdpm_var"),
+        "no class in diffusers; against FastDPM's recorded loops in tests/samplers/test_other_loops.py",
+    ),
     "ipndm": "the class of diffusers has one grid, which is none of the catalogue's; as a preset on that one below",
     "dpm_solver_pp_2s_ancestral": "no class in diffusers (k-diffusion's); against closed forms in tests/samplers",
     "dpm_solver_pp_sde": "the class of diffusers needs torchsde and its Brownian tree, which replaced noise cannot "

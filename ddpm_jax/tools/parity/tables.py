@@ -1,9 +1,7 @@
-"""Noise schedules and the forward process beside those of diffusers, and schedules beside recordings."""
+"""Noise schedules and the forward process beside those of diffusers."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -18,7 +16,7 @@ from ddpm_jax.tools.parity.results import Difference, Result, along, compared, n
 from ddpm_jax.tools.parity.theirs import Libraries, nchw, nhwc
 
 SCHEDULES, PROCESSES = "schedules", "processes"
-TOLERANCE = 1e-5  # of float32 tables; of recordings in float64 too
+TOLERANCE = 1e-5  # of float32 tables
 # beta_schedule of diffusers: ours.
 BETAS: dict[str, Callable[[int], Schedule]] = {
     "linear": schedules.linear,
@@ -32,7 +30,7 @@ IN_FLOAT32 = "S5: float32 near 1; computed in float32 from the same betas, ours 
 NOT_IN_DIFFUSERS = ("linear_rescaled", "const", "jsd", "warmup", "sqrt", "sigmoid_cumprod")
 
 
-def compare_schedules(libraries: Libraries, golden: Path | None) -> Iterator[Result]:
+def compare_schedules(libraries: Libraries) -> Iterator[Result]:
     """A line for every schedule and length, and one for what is lost in float32."""
     for name, make in BETAS.items():
         for length in LENGTHS:
@@ -41,7 +39,8 @@ def compare_schedules(libraries: Libraries, golden: Path | None) -> Iterator[Res
         ours = schedules.zero_terminal_snr(BETAS[name](1000))
         yield from _schedule(libraries, name, ours, {"rescale_betas_zero_snr": True})
     yield _exp(libraries)
-    yield from _recorded(golden)
+    for name in NOT_IN_DIFFUSERS:
+        yield not_compared(SCHEDULES, name, "", "no schedule of diffusers; against others in tests/test_schedules.py")
 
 
 def _schedule(libraries: Libraries, name: str, ours: Schedule, settings: Mapping[str, Any]) -> Iterator[Result]:
@@ -76,59 +75,6 @@ def _exp(libraries: Libraries) -> Result:
     )
 
 
-# ------------------------------------------------------------------------------------------------------- recordings
-
-LDM: dict[str, Any] = {"beta_start": 0.0015, "beta_end": 0.0195}
-# File and array of the recordings: ours.
-RECORDED: dict[tuple[str, str], Callable[[], Schedule]] = {
-    **{
-        ("openai/betas", f"linear.T{length}.betas"): (lambda length=length: schedules.linear_rescaled(length))
-        for length in (1000, 4000, 50, 20)
-    },
-    **{
-        ("openai/betas", f"cosine.T{length}.betas"): (lambda length=length: schedules.cosine(length))
-        for length in (1000, 4000, 50)
-    },
-    ("openai/betas", "legacy_linear.T1000.betas"): schedules.linear,
-    ("openai/betas", "legacy_quad.T1000.betas"): schedules.quad,
-    ("openai/betas", "legacy_const.T1000.betas"): schedules.const,
-    ("openai/betas", "legacy_jsd.T1000.betas"): schedules.jsd,
-    ("openai/betas", "legacy_warmup10.T1000.betas"): schedules.warmup,
-    ("openai/betas", "legacy_warmup50.T1000.betas"): lambda: schedules.warmup(fraction=0.5),
-    ("other/ldm_schedules", "betas.linear"): lambda: schedules.quad(**LDM),
-    ("other/ldm_schedules", "betas.sqrt_linear"): lambda: schedules.linear(**LDM),
-    ("other/ldm_schedules", "betas.sqrt"): lambda: schedules.sqrt(**LDM),
-    ("other/ldm_schedules", "betas.cosine"): schedules.cosine,
-}
-
-
-def _recorded(golden: Path | None) -> Iterator[Result]:
-    if golden is None:
-        for name in NOT_IN_DIFFUSERS[:-1]:
-            yield not_compared(SCHEDULES, name, "", "no schedule of diffusers; against recordings: needs --golden")
-    else:
-        for (file, array), make in RECORDED.items():
-            expected = load(golden, file)[0][array]
-            found = along(list(make().betas_float64), list(expected), 1e-9)
-            yield compared(SCHEDULES, f"{make().num_timesteps} betas, each entry", f"{file}: {array}", found, 1e-9)
-    yield not_compared(
-        SCHEDULES, "sigmoid_cumprod", "", "in no package installed here; closed form in tests/test_schedules.py"
-    )
-
-
-def load(golden: Path, name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Arrays and meta of a recording, <golden>/<name>.npz.
-
-    Raises:
-      FileNotFoundError: there is none.
-    """
-    path = golden / f"{name}.npz"
-    if not path.is_file():
-        raise FileNotFoundError(f"no recording {name}.npz in {golden}")
-    with np.load(path, allow_pickle=False) as file:
-        return {key: file[key] for key in file.files if key != "meta"}, json.loads(str(file["meta"]))
-
-
 # -------------------------------------------------------------------------------------------------------- processes
 
 UNSCHEDULED = {
@@ -138,15 +84,15 @@ UNSCHEDULED = {
     "DPMSolverSDEScheduler": "the class needs torchsde",
     "IPNDMScheduler": "the class has no add_noise",
 }
+IN_TESTS = "no function of diffusers; against OpenAI's recorded ones in tests/test_process.py"
 EDM = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
 
 
 AT_POSITIONS = "with alphas_cumprod read at a timestep's position in the class's list, not at the timestep"
 
 
-def compare_processes(libraries: Libraries, golden: Path | None) -> Iterator[Result]:
+def compare_processes(libraries: Libraries) -> Iterator[Result]:
     """add_noise and get_velocity of every class, for three curves of betas."""
-    del golden  # everything here has a class
     for class_name in CLASSES:
         if class_name in UNSCHEDULED:
             yield not_compared(PROCESSES, f"q_sample beside {class_name}", "", UNSCHEDULED[class_name])
@@ -155,6 +101,7 @@ def compare_processes(libraries: Libraries, golden: Path | None) -> Iterator[Res
         else:
             for name in ("linear", "scaled_linear", "squaredcos_cap_v2"):
                 yield from _process(libraries, class_name, name)
+    yield not_compared(PROCESSES, "q_posterior, predict, p_mean_variance", "", IN_TESTS)
 
 
 def _edm_process(libraries: Libraries, class_name: str) -> Result:

@@ -1,5 +1,6 @@
 """Training runs recorded in PyTorch, followed step by step: the same batches, times and noise, our loss and updates."""
 
+import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -16,8 +17,6 @@ from ddpm_jax.config.run import OptimizerConfig
 from ddpm_jax.interop import diffusers
 from ddpm_jax.models import bind
 from ddpm_jax.tools.parity.results import Difference, Result, along, compared, not_compared, relative
-from ddpm_jax.tools.parity.tables import load
-from ddpm_jax.tools.parity.theirs import Libraries
 from ddpm_jax.train import ema, state
 
 GROUP = "training"
@@ -43,9 +42,8 @@ class Recording(NamedTuple):
     trajectory: Trajectory
 
 
-def compare(libraries: Libraries, golden: Path | None) -> Iterator[Result]:
+def compare(golden: Path | None) -> Iterator[Result]:
     """Losses and gradients at every step, parameters and their average after the last."""
-    del libraries  # what they computed is recorded
     for name in RUNS:
         if golden is None:
             yield not_compared(GROUP, name, "", "a recorded run of guided-diffusion: needs --golden")
@@ -59,7 +57,11 @@ def read(golden: Path, name: str) -> Recording:
     Raises:
       FileNotFoundError: a file of it is not in the folder.
     """
-    arrays, meta = load(golden, f"training/{name}")
+    path = golden / "training" / f"{name}.npz"
+    if not path.is_file():
+        raise FileNotFoundError(f"no recording training/{name}.npz in {golden}")
+    with np.load(path, allow_pickle=False) as file:
+        arrays, meta = {key: file[key] for key in file.files if key != "meta"}, json.loads(str(file["meta"]))
     initial, final, average = (
         load_file(golden / "training" / f"{name}.{part}.safetensors") for part in ("init", "final", "ema")
     )
