@@ -1,12 +1,12 @@
 """What every scheduler_config.json says in the same words: schedule, prediction, clipping and thresholding."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from ddpm_jax import schedules
-from ddpm_jax.names import choose, unknown
+from ddpm_jax.names import choose
 from ddpm_jax.process import ModelFn, PredictionType
 from ddpm_jax.samplers.configs import float32
 from ddpm_jax.samplers.denoise import Denoise
@@ -67,14 +67,12 @@ def schedule_of(config: Config) -> Schedule:
     return schedules.from_betas(1 - keep / np.append(1, keep[:-1]))
 
 
-def checked_schedule(config: Config, known: Collection[str]) -> Schedule:
-    """The Schedule of a class that has these beta schedules and one length.
+def checked_schedule(config: Config) -> Schedule:
+    """The Schedule of a class that has one length; which beta schedules it has, `reading` knows.
 
     Raises:
-      ValueError: a beta_schedule that the class does not have; trained_betas of another length.
+      ValueError: trained_betas of another length.
     """
-    if config["trained_betas"] is None and config["beta_schedule"] not in known:
-        raise unknown("beta_schedule", config["beta_schedule"], known)
     schedule = schedule_of({"rescale_betas_zero_snr": False, **config})
     if schedule.num_timesteps != config["num_train_timesteps"]:
         raise ValueError(

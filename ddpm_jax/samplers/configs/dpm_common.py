@@ -38,14 +38,14 @@ def checked_schedule(config: Config) -> Schedule:
     """The schedule of a configuration of this family.
 
     Raises:
-      ValueError: flow matching; a beta_schedule that these classes do not have; trained_betas of another length.
+      ValueError: flow matching; trained_betas of another length.
     """
     if config["use_flow_sigmas"] or config["flow_shift"] != 1 or config.get("use_dynamic_shifting", False):
         raise ValueError(
             "flow matching (use_flow_sigmas, flow_shift other than 1, use_dynamic_shifting) is not supported: these "
             f"are samplers of diffusion models; got flow_shift {config['flow_shift']}"
         )
-    return common.checked_schedule(config, common.BETA_SCHEDULES)
+    return common.checked_schedule(config)
 
 
 def denoiser_of(config: Config, *, threshold: bool = True) -> Callable[[ModelFn], Denoise]:

@@ -12,7 +12,6 @@ from ddpm_jax.names import choose
 from ddpm_jax.process import ModelFn, VarianceType
 from ddpm_jax.samplers import grids
 from ddpm_jax.samplers.configs.common import (
-    BETA_SCHEDULES,
     DEFAULTS,
     Config,
     Preset,
@@ -39,11 +38,6 @@ SPACINGS: dict[str, Callable[[Schedule, int, int], list[int]]] = {
 
 def _trailing(length: int, num_steps: int) -> list[int]:
     return trailing_timesteps(length, length, num_steps).tolist()
-
-
-def _schedule(config: Config, *more: str) -> Schedule:
-    """The configuration's, of the beta schedules that all of these classes have, and more."""
-    return checked_schedule(config, (*BETA_SCHEDULES, *more))
 
 
 LAST: dict[bool, grids.LastLevel] = {True: "clean", False: "first"}
@@ -97,7 +91,7 @@ def _preset(
 
 
 def _ddpm(config: Config, num_steps: int | None, *, timesteps: Sequence[int] | None = None) -> Preset:
-    schedule = _schedule(config, "sigmoid", "laplace")
+    schedule = checked_schedule(config)
     steps = timesteps if _listed(num_steps, timesteps) else _spaced(config, schedule, num_steps)
     assert steps is not None
     name = config["variance_type"]
@@ -124,7 +118,7 @@ VARIANCES: dict[str, VarianceType] = {
 
 def _ddim(config: Config, num_steps: int | None, *, eta: float = 0.0, use_clipped_model_output: bool = False) -> Preset:
     # With eta = 1 and alpha_s = 0 the weight of eps, here exactly 0, is rounding in diffusers: 2e-4, or NaN.
-    table = ddim(_strided(config, _schedule(config), num_steps), eta=eta)
+    table = ddim(_strided(config, checked_schedule(config), num_steps), eta=eta)
     return _preset(config, table, "rederived" if use_clipped_model_output else "raw")
 
 
@@ -141,7 +135,7 @@ def _ddim_inverse(config: Config, num_steps: int | None) -> Preset:
     config = {**config, **THRESHOLDING}
     if config["set_alpha_to_zero"] is not None:  # its old name
         config = {**config, "set_alpha_to_one": config["set_alpha_to_zero"]}
-    schedule = _schedule(config)
+    schedule = checked_schedule(config)
     return _preset(config, ddim_inverse(_strided(config, schedule, num_steps)), "raw")
 
 
@@ -149,7 +143,7 @@ def _pndm(config: Config, num_steps: int | None) -> Preset:
     if config["prediction_type"] == "sample":
         raise ValueError("prediction_type must be epsilon or v_prediction in PNDMScheduler, got 'sample'")
     config = {**config, **UNCLIPPED, "rescale_betas_zero_snr": False}
-    schedule = _schedule(config)
+    schedule = checked_schedule(config)
     pairs = _strided(config, schedule, num_steps)
     steps, stride = [int(s.time) for s, _ in pairs.pairs], schedule.num_timesteps // pairs.num_steps
     average = "v" if config["prediction_type"] == "v_prediction" else "eps"
@@ -202,7 +196,7 @@ def _lcm(
         raise ValueError("strength with a list of timesteps: LCMScheduler then ends in noise; shorten the list instead")
     original = config["original_inference_steps"] if original_inference_steps is None else original_inference_steps
     steps = _distilled(config, num_steps, timesteps, _distilled_at(config, original, strength), strength, original)
-    table = lcm(grids.from_timesteps(_schedule(config), steps), timestep_scaling=config["timestep_scaling"])
+    table = lcm(grids.from_timesteps(checked_schedule(config), steps), timestep_scaling=config["timestep_scaling"])
     return _preset(config, table)
 
 
@@ -219,7 +213,7 @@ def _tcd(
     known = _distilled_at(config, original, strength)
     if original_inference_steps is not None:  # diffusers then takes every timestep
         known = np.arange(int(config["num_train_timesteps"] * strength))
-    schedule = _schedule(config)
+    schedule = checked_schedule(config)
     steps = _distilled(config, num_steps, timesteps, known, strength, original)
     grids.from_timesteps(schedule, steps)  # checks them
     pairs = Pairs(tuple((level(schedule, s), level(schedule, t)) for s, t in zip(steps, [*steps[1:], 0], strict=True)))
@@ -238,7 +232,7 @@ def _repaint(
     if num_steps is None:
         raise ValueError("num_steps must be given")
     config = {**config, **UNCLIPPED, "clip_sample": config["clip_sample"], "prediction_type": "epsilon"}
-    schedule = _schedule({**config, "rescale_betas_zero_snr": False}, "sigmoid")
+    schedule = checked_schedule({**config, "rescale_betas_zero_snr": False})
     num_steps = min(num_steps, schedule.num_timesteps)
     path = visits(num_steps, jump_length, jump_n_sample)
     table = _repaint_rows(schedule, schedule.num_timesteps // num_steps, path, config["eta"] if eta is None else eta)

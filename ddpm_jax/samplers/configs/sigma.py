@@ -15,7 +15,6 @@ from ddpm_jax.process import PredictionType
 from ddpm_jax.samplers import denoise
 from ddpm_jax.samplers.configs import float32
 from ddpm_jax.samplers.configs.common import (
-    BETA_SCHEDULES,
     DEFAULTS,
     EDM,
     EDM_PREDICTIONS,
@@ -112,11 +111,9 @@ def _table(config: Config) -> np.ndarray:
     """sigma_t in diffusers' float32: with a cosine schedule its lowest sigma is off by 4e-4, which shows in x.
 
     Raises:
-      ValueError: a beta_schedule that the class does not have; trained_betas of another length than says the rest.
+      ValueError: trained_betas of another length than says the rest.
     """
-    # The class with clip_sample, Heun's, is the only one with "exp".
-    known = (*BETA_SCHEDULES, *(("exp",) if "clip_sample" in config else ()))
-    checked_schedule(config, known)
+    checked_schedule(config)
     return float32.sigmas(config).astype(np.float64)
 
 
