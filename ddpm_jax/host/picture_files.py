@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from ddpm_jax import images
-from ddpm_jax.host.storage import naming
+from ddpm_jax.host.storage import replacing
 
 MOST_CHANNELS = 4
 DIGITS = 6  # at least, of the numbers of pictures in a folder
@@ -51,10 +51,8 @@ def save_npz(path: Path, pictures: np.ndarray, labels: np.ndarray | None = None)
     if labels is not None:
         arrays["arr_1"] = np.asarray(labels, np.int64)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    with naming(partial), open(partial, "wb") as file:
+    with replacing(path) as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
-    partial.replace(path)
 
 
 def save_folder(path: Path, pictures: np.ndarray) -> None:
@@ -76,10 +74,8 @@ def _save_png(path: Path, picture: np.ndarray) -> None:
         raise ValueError(
             f"a PNG has 1 to {MOST_CHANNELS} channels, but the images have {channels}: --out FILE.npz takes them"
         )
-    partial = path.with_name(path.name + ".partial")
-    with naming(partial):
-        Image.fromarray(picture.squeeze(-1) if channels == 1 else picture).save(partial, format="PNG")
-    partial.replace(path)
+    with replacing(path) as file:
+        Image.fromarray(picture.squeeze(-1) if channels == 1 else picture).save(file, format="PNG")
 
 
 def _check_empty(path: Path) -> None:

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import IO, Any, ParamSpec, TypeVar
 
 Say = Callable[[str], None]
 P = ParamSpec("P")
@@ -77,11 +77,18 @@ def naming(path: Path) -> Iterator[None]:
         raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from error
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """The file holds the old text or the new, never a part."""
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write to, which takes the place of `path` when the block ends; one that fails leaves what was there."""
     partial = path.with_name(path.name + ".partial")
-    with naming(partial), open(partial, "w") as file:
-        file.write(text)
+    with naming(partial), open(partial, "wb") as file:
+        yield file
+    partial.replace(path)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """The file holds the old text or the new, never a part, though the machine loses power."""
+    with replacing(path) as file:
+        file.write(text.encode())
         file.flush()
         os.fsync(file.fileno())
-    partial.replace(path)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_jax.host.storage import naming
+from ddpm_jax.host.storage import naming, write_atomically
 
 
 class MetricsLog:
@@ -18,10 +18,7 @@ class MetricsLog:
     def __init__(self, workdir: Path, first_step: int):
         self._path = path = workdir / "metrics.jsonl"
         kept = [line for line in read_metrics(path) if line["step"] <= first_step]
-        partial = path.with_name(path.name + ".partial")
-        with naming(partial):
-            partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        partial.replace(path)
+        write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = open(path, "a")
         self._events: Any = _tensorboard(workdir / "tensorboard")
         self._before = first_step, time.perf_counter()

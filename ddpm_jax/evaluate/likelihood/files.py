@@ -6,7 +6,6 @@ vlb.csv, .png   the table by t
 rate_distortion.csv, .png
 """
 
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,14 @@ import numpy as np
 
 from ddpm_jax.data.arrays import UNREADABLE
 from ddpm_jax.evaluate.likelihood.table import Sums, Table, empty
-from ddpm_jax.host.storage import write_atomically
+from ddpm_jax.host.storage import replacing, write_atomically
 
 SUMS = "sums.npz"
 
 
 def save_sums(folder: Path, settings: dict[str, Any], sums: Sums) -> None:
-    content = io.BytesIO()
-    np.savez(content, settings=json.dumps(settings), **sums._asdict())
-    _write(folder / SUMS, content.getvalue())
+    with replacing(folder / SUMS) as file:
+        np.savez(file, settings=json.dumps(settings), **sums._asdict())
 
 
 def load_sums(folder: Path, settings: dict[str, Any], num_timesteps: int) -> Sums:
@@ -99,12 +97,5 @@ def _plot_rate_distortion(path: Path, curve: dict[str, np.ndarray]) -> None:
 
 
 def _save(figure: Any, path: Path) -> None:
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=120)
-    _write(path, content.getvalue())
-
-
-def _write(path: Path, content: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    partial.replace(path)
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=120)

@@ -13,6 +13,7 @@ import tyro
 from ddpm_jax import data
 from ddpm_jax.config.defaults import resolved
 from ddpm_jax.config.run import Config, to_dict
+from ddpm_jax.host.storage import write_atomically
 from ddpm_jax.tools.plan.chips import CHIPS, Topology, parse
 from ddpm_jax.tools.plan.planner import Plan, check_libtpu, plan_sampler, plan_train
 from ddpm_jax.tools.plan.table import table
@@ -101,6 +102,4 @@ def write(path: Path, facts: dict[str, Any], plans: list[Plan]) -> None:
         "plans": [dataclasses.asdict(plan) | {"fits": plan.fits} for plan in plans],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(facts, indent=2) + "\n")
-    partial.replace(path)
+    write_atomically(path, json.dumps(facts, indent=2) + "\n")
