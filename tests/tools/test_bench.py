@@ -12,18 +12,17 @@ import numpy as np
 import pytest
 from scipy.linalg import sqrtm
 
+from benchmarks import __main__ as more
+from benchmarks import cold, compilations, growth, training
 from ddpm_jax import cli, samplers, schedules
 from ddpm_jax.models import UNet
 from ddpm_jax.samplers.catalogue import make_table
 from ddpm_jax.tools.bench import (
     blocks,
-    cold,
     command,
-    compilations,
     files,
     flops,
     frechet,
-    growth,
     interleave,
     network,
     networks,
@@ -34,7 +33,6 @@ from ddpm_jax.tools.bench import (
     theirs,
     torch_forms,
     torch_unet,
-    training,
 )
 from ddpm_jax.tools.bench.blocks import PRODUCT, Comparison, Curves, Facts, Missing
 from ddpm_jax.tools.bench.networks import Network
@@ -273,8 +271,8 @@ def test_their_training_step_is_adams(there):
     torch, params = there.torch, networks.parameters(TINY)
     form = torch_forms.Form(twin(there, params), torch.channels_last)
     before = [p.detach().clone() for p in form.network.parameters()]
-    recipe = torch_forms.Recipe(torch.linspace(0.99, 0.01, 10), 1e-3, 1.0, 0.9, torch.float32)
-    job = torch_forms.training(torch, form, torch.zeros(2, 1, 8, 8, dtype=torch.uint8), recipe)
+    recipe = training.Recipe(torch.linspace(0.99, 0.01, 10), 1e-3, 1.0, 0.9, torch.float32)
+    job = training.in_pytorch(torch, form, torch.zeros(2, 1, 8, 8, dtype=torch.uint8), recipe)
     job()
     moved = torch.cat([(p - q).abs().flatten() for p, q in zip(form.network.parameters(), before, strict=True)])
     assert moved.max() < 1.001e-3 and moved.median() > 0.99e-3
@@ -486,7 +484,7 @@ def test_a_measurement_is_a_file_and_all_are_a_page(quick, tmp_path):
 def test_time_that_is_over_is_said(quick, tmp_path):
     said = []
     with pytest.raises(FileNotFoundError, match="no measurements in"):
-        command.run(["loop", "growth", "--minutes", "-1", "--out", str(tmp_path)], said.append)
+        command.run(["loop", "network", "--batch", "1", "--minutes", "-1", "--out", str(tmp_path)], said.append)
     assert [text.split(":")[0] for text in said] == ["not measured"] * 2 and quick == []
 
 
@@ -533,11 +531,12 @@ def test_errors_are_one_line(argv, said, tmp_path, capsys):
     assert stopped.value.code == 2 and said in line and line.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
-def test_all_parts_by_default(quick, tmp_path):
-    command.run(["--out", str(tmp_path), "--batch", "2"], lambda text: None)
-    assert [part for part, _ in quick] == [part for part in command.PARTS if part != "solvers"]
-    for part in command.PARTS:  # and each has its module
-        assert callable(command.importlib.import_module(f"ddpm_jax.tools.bench.{part}").measure)
+@pytest.mark.parametrize("parts", [command.PARTS, more.PARTS], ids=["bench", "benchmarks"])
+def test_all_parts_by_default(parts, quick, tmp_path):
+    command.run(["--out", str(tmp_path), "--batch", "2"], lambda text: None, parts)
+    assert [part for part, _ in quick] == [part for name, part in parts.items() if name != "solvers"]
+    for part in parts.values():  # and each has its module
+        assert callable(command.importlib.import_module(part.module).measure)
 
 
 WITHOUT = """
@@ -549,7 +548,8 @@ class Absent:
             raise ImportError("No module named " + repr(name.split(".")[0]))
 
 sys.meta_path.insert(0, Absent())
-sys.argv = ["bench", "training", "loop", "--model", "digits", "--batch", "1", "--rounds", "1", "--out", {out!r}]
+sys.argv = ["bench", "network", "loop", "--model", "digits", "--batch", "1", "--rounds", "1", "--out", {out!r}]
+sys.argv += ["--only", "ddpm_jax", "step"]
 from ddpm_jax.tools.bench.command import main
 main()
 assert not set(sys.modules) & set({absent}), set(sys.modules) & set({absent})
@@ -565,8 +565,8 @@ def test_it_runs_where_only_jax_is(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = {path.name: json.loads(path.read_text()) for path in (tmp_path / "out").glob("*.json")}
-    assert set(found) == {"training_digits_b1_float32.json", "loop_digits_b1_float32.json"}
-    step = blocks.from_dict(found["training_digits_b1_float32.json"]["blocks"][0])
+    assert set(found) == {"network_digits_b1_float32.json", "loop_digits_b1_float32.json"}
+    step = blocks.from_dict(found["network_digits_b1_float32.json"]["blocks"][0])
     assert set(step.seconds) == {"ddpm_jax"} and "torch is not installed" in step.missing["torch.compile"]
     (missing,) = map(blocks.from_dict, found["loop_digits_b1_float32.json"]["blocks"])
     assert "No module named" in missing.reasons["a step of the training loop"]

@@ -7,5 +7,6 @@ page          all measurements of a folder as one HTML page
 command       the command line, without tyro: the only command that must run where only JAX and PyTorch are
 networks      ours, by name; flops: what they multiply
 theirs        the same network in PyTorch; torch_unet, torch_forms: the parts that need no JAX
-the others    one part of the command each: the function `measure(settings, say) -> blocks`
+the others    one part of the command each: the function `measure(settings, say) -> blocks`; more parts, whose figures
+              are in docs, are in benchmarks/ of the repository
 """

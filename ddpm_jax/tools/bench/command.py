@@ -8,10 +8,10 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -21,27 +21,45 @@ from ddpm_jax.tools.bench.blocks import Block
 from ddpm_jax.tools.bench.networks import NETWORKS
 from ddpm_jax.tools.bench.settings import Say, Settings
 
+
+class Part(NamedTuple):
+    """A measurement: what it is, the module whose `measure(settings, say) -> blocks` takes it.
+
+    repeated: it takes the batch sizes and dtypes one by one.
+    """
+
+    text: str
+    module: str
+    repeated: bool = False
+
+
 PARTS = {
-    "network": "forward and gradient beside PyTorch in all its forms and a matrix product",
-    "sampling": "our scan beside a loop in Python, PyTorch in all its forms, diffusers' pipeline",
-    "training": "the whole training step beside PyTorch's; the data pipeline",
-    "loop": "training beside its steps",
-    "cold": "from the start of a process to the first image",
-    "compilations": "how often 20 samplers and numbers of steps are compiled",
-    "growth": "time and memory against steps, batch, image size, devices",
-    "solvers": "error and quality against network calls on a trained run; needs --workdir",
+    "network": Part(
+        "forward and gradient beside PyTorch in all its forms and a matrix product",
+        "ddpm_jax.tools.bench.network",
+        repeated=True,
+    ),
+    "sampling": Part(
+        "our scan beside a loop in Python, PyTorch in all its forms, diffusers' pipeline",
+        "ddpm_jax.tools.bench.sampling",
+        repeated=True,
+    ),
+    "loop": Part("training beside its steps", "ddpm_jax.tools.bench.loop"),
+    "solvers": Part(
+        "error and quality against network calls on a trained run; needs --workdir", "ddpm_jax.tools.bench.solvers"
+    ),
 }
-# Parts that take the batch sizes and dtypes one by one.
-REPEATED = ("network", "sampling", "training")
+PROGRAM = "ddpm-jax bench"
+Parts = Mapping[str, Part]
 
 
-def parser() -> argparse.ArgumentParser:
-    parts = "\n".join(f"  {name:13} {text}" for name, text in PARTS.items())
+def parser(parts: Parts, program: str) -> argparse.ArgumentParser:
+    said = "\n".join(f"  {name:13} {part.text}" for name, part in parts.items())
     found = _Parser(
-        prog="ddpm-jax bench",
+        prog=program,
         description="Measure this package beside PyTorch and beside itself, one run of each contestant a round. Writes "
         "a JSON file for each measurement and bench.html, the page of all that are in the folder.",
-        epilog=f"parts, all by default:\n{parts}\n  page          only make the page again, from the files",
+        epilog=f"parts, all by default:\n{said}\n  page          only make the page again, from the files",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -73,41 +91,42 @@ def _positive(text: str) -> int:
     return int(text)
 
 
-def run(argv: Sequence[str], say: Say) -> None:
-    """Measure what the arguments ask for, and make the page.
+def run(argv: Sequence[str], say: Say, parts: Parts = PARTS, program: str = PROGRAM) -> None:
+    """Measure what the arguments ask for, of these parts, and make the page.
 
     Raises:
       ValueError: arguments that do not exist or do not fit.
       OSError: files that cannot be written or are not this command's.
     """
     begin = time.monotonic()
-    arguments = parser().parse_args(argv)
+    arguments = parser(parts, program).parse_args(argv)
     # So that PyTorch has memory too; read when JAX first asks for its devices.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     folder = arguments.out
     files.page_of(folder)  # before anything is measured
-    for part, settings in [] if arguments.parts == ["page"] else planned(arguments):
+    for part, settings in [] if arguments.parts == ["page"] else planned(arguments, parts):
         path = folder / f"{part}_{label(part, settings)}.json"
         if path.exists():
             say(f"{path} exists: not measured again; delete it, or choose another --out")
         elif arguments.minutes is not None and time.monotonic() - begin > 60 * arguments.minutes:
             say(f"not measured: {part} {label(part, settings)}: {arguments.minutes:g} minutes have passed")
         else:
-            write(path, part, settings, argv, measured(part, settings, say))
+            command = f"{program} {shlex.join(argv)}"
+            write(path, part, settings, command, measured(parts[part], settings, say))
             say(f"written: {path}")
     say(f"page: {files.write_page(folder)}")
 
 
-def planned(arguments: argparse.Namespace) -> list[tuple[str, Settings]]:
+def planned(arguments: argparse.Namespace, known: Parts) -> list[tuple[str, Settings]]:
     """Every measurement, in order.
 
     Raises:
       ValueError: unknown parts; solvers without a run.
     """
-    parts = arguments.parts or [part for part in PARTS if part != "solvers" or arguments.workdir is not None]
+    parts = arguments.parts or [part for part in known if part != "solvers" or arguments.workdir is not None]
     for part in parts:
-        if part not in PARTS:
-            raise ValueError(f"bench has no part {part!r}; it has {', '.join(PARTS)} and, alone, page")
+        if part not in known:
+            raise ValueError(f"bench has no part {part!r}; it has {', '.join(known)} and, alone, page")
     if "solvers" in parts and arguments.workdir is None:
         raise ValueError("bench solvers needs --workdir RUN, the run whose network the solvers are compared on")
     if arguments.dtype is None:
@@ -124,7 +143,7 @@ def planned(arguments: argparse.Namespace) -> list[tuple[str, Settings]]:
     )
     found = []
     for part in parts:
-        if part in REPEATED:
+        if known[part].repeated:
             options = itertools.product(arguments.dtype, arguments.batch)
             found += [(part, replace(settings, dtype=dtype, batch=batch)) for dtype, batch in options]
         else:
@@ -140,19 +159,19 @@ def label(part: str, settings: Settings) -> str:
     return settings.label
 
 
-def measured(part: str, settings: Settings, say: Say) -> list[Block]:
-    """What the module of that name finds."""
-    measure: Callable[[Settings, Say], list[Block]] = importlib.import_module(f"ddpm_jax.tools.bench.{part}").measure
+def measured(part: Part, settings: Settings, say: Say) -> list[Block]:
+    """What its module finds."""
+    measure: Callable[[Settings, Say], list[Block]] = importlib.import_module(part.module).measure
     return measure(settings, say)
 
 
-def write(path: Path, part: str, settings: Settings, argv: Sequence[str], found: list[Block]) -> None:
+def write(path: Path, part: str, settings: Settings, command: str, found: list[Block]) -> None:
     """One measurement as JSON, whole or not at all."""
     content = {
         "format": files.FORMAT,
         "part": part,
         "label": label(part, settings),
-        "command": shlex.join(["ddpm-jax", "bench", *argv]),
+        "command": command,
         "machine": machine.description(),
         "blocks": [blocks.to_dict(block) for block in found],
     }
@@ -160,10 +179,10 @@ def write(path: Path, part: str, settings: Settings, argv: Sequence[str], found:
     write_atomically(path, json.dumps(content, indent=1) + "\n")
 
 
-def main() -> None:
+def main(parts: Parts = PARTS, program: str = PROGRAM) -> None:
     """Where the command line's own packages are not installed. A user's error is one line and exit status 2."""
     try:
-        run(sys.argv[1:], print)
+        run(sys.argv[1:], print, parts, program)
     except (ValueError, OSError, ImportError) as error:
         sys.stderr.write(f"ddpm-jax: {' '.join(str(error).split())}\n")
         sys.exit(2)

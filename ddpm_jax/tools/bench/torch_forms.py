@@ -117,41 +117,6 @@ def sampling(torch: Any, form: Form, rows: Rows, x_T: Any) -> Job:
     return synchronized(torch, lambda: sample(torch, form.network, rows, x_T))
 
 
-class Recipe(NamedTuple):
-    """What a training step needs beside network and batch: as train.config.OptimizerConfig."""
-
-    alphas_cumprod: Any  # [T] tensor on the device
-    learning_rate: float
-    clip_norm: float
-    ema_decay: float
-    dtype: Any
-
-
-def training(torch: Any, form: Form, batch: Any, recipe: Recipe) -> Job:
-    """One step of L_simple on uint8 [B, C, H, W]: t and eps drawn, Adam on clipped gradients, average of parameters."""
-    network = form.network.train()
-    parameters = list(network.parameters())
-    averages = [parameter.detach().clone() for parameter in parameters]
-    optimizer = torch.optim.Adam(parameters, lr=recipe.learning_rate)
-    device, count = batch.device, len(recipe.alphas_cumprod)
-
-    def run() -> None:
-        x_0 = form.placed(batch.float() / 127.5 - 1)
-        t, eps = torch.randint(count, (len(x_0),), device=device), torch.randn_like(x_0)
-        alpha = recipe.alphas_cumprod[t][:, None, None, None]
-        x_t = alpha.sqrt() * x_0 + (1 - alpha).sqrt() * eps
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device.type, recipe.dtype, enabled=recipe.dtype != torch.float32):
-            loss = torch.mean((network(x_t, t).float() - eps) ** 2)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
-        optimizer.step()
-        with torch.no_grad():
-            torch._foreach_lerp_(averages, parameters, 1 - recipe.ema_decay)
-
-    return synchronized(torch, run)
-
-
 def weights_into(torch: Any, network: Any, weights: Mapping[str, Any]) -> Any:
     """The network with these arrays by name, none missing or left over."""
     network.load_state_dict({name: torch.from_numpy(array) for name, array in weights.items()}, strict=True)

@@ -1,6 +1,6 @@
 """Forms of a 3x3 convolution on a CPU: what each was worth, and how exact it is.
 
-Run:       python experiments/bench_conv.py [rounds]
+Run:       python -m benchmarks.conv [rounds]
 Needs:     a CPU; about 5 minutes
 Expect:    forward winograd_rows ahead of direct from 8 x 8 on, with its errors; the others behind one of the two
            somewhere; of the kernel's gradient, and for few channels, nothing ahead of direct everywhere

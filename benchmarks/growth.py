@@ -146,7 +146,7 @@ def in_a_process(settings: Settings, n: int) -> list[float]:
     request = {"network": settings.network, "batch": settings.batch, "dtype": settings.dtype, "rounds": settings.rounds}
     flags = os.environ.get("XLA_FLAGS", "")
     environment = {"XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={n}"}
-    command = [sys.executable, "-m", "ddpm_jax.tools.bench.growth", json.dumps(request), str(n)]
+    command = [sys.executable, "-m", "benchmarks.growth", json.dumps(request), str(n)]
     done = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
     if done.returncode:
         raise ChildProcessError(f"{n} devices: {(done.stderr.strip().splitlines() or ['nothing said'])[-1]}")
@@ -155,7 +155,7 @@ def in_a_process(settings: Settings, n: int) -> list[float]:
 
 def main(request: str, n: str) -> None:
     """The process: seconds of steps as JSON."""
-    from ddpm_jax.tools.bench import training
+    from benchmarks import training
     from ddpm_jax.tools.bench.interleave import interleaved, warmed
 
     settings = Settings(**json.loads(request))

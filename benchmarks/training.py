@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -75,7 +75,7 @@ def their_jobs(
     torch, (network, origin) = there.torch, theirs.network(there, settings.ours, params)
     schedule = build.make_schedule(ScheduleConfig())
     assert RECIPE.clip_norm is not None and RECIPE.learning_rate is not None
-    recipe = torch_forms.Recipe(
+    recipe = Recipe(
         there.numbers(np.asarray(schedule.alphas_cumprod, np.float32)),
         RECIPE.learning_rate,
         RECIPE.clip_norm,
@@ -84,10 +84,45 @@ def their_jobs(
     )
     images = there.images(batch)
     jobs = {
-        name: lazily(lambda make=make: torch_forms.training(torch, make(), images, recipe))
+        name: lazily(lambda make=make: in_pytorch(torch, make(), images, recipe))
         for name, make in there.forms(network).items()
     }
     return jobs, {}, [["network in PyTorch", origin]]
+
+
+class Recipe(NamedTuple):
+    """What a training step needs beside network and batch: as config.run.OptimizerConfig."""
+
+    alphas_cumprod: Any  # [T] tensor on the device
+    learning_rate: float
+    clip_norm: float
+    ema_decay: float
+    dtype: Any
+
+
+def in_pytorch(torch: Any, form: torch_forms.Form, batch: Any, recipe: Recipe) -> Job:
+    """One step of L_simple on uint8 [B, C, H, W]: t and eps drawn, Adam on clipped gradients, average of parameters."""
+    network = form.network.train()
+    parameters = list(network.parameters())
+    averages = [parameter.detach().clone() for parameter in parameters]
+    optimizer = torch.optim.Adam(parameters, lr=recipe.learning_rate)
+    device, count = batch.device, len(recipe.alphas_cumprod)
+
+    def run() -> None:
+        x_0 = form.placed(batch.float() / 127.5 - 1)
+        t, eps = torch.randint(count, (len(x_0),), device=device), torch.randn_like(x_0)
+        alpha = recipe.alphas_cumprod[t][:, None, None, None]
+        x_t = alpha.sqrt() * x_0 + (1 - alpha).sqrt() * eps
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(device.type, recipe.dtype, enabled=recipe.dtype != torch.float32):
+            loss = torch.mean((network(x_t, t).float() - eps) ** 2)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
+        optimizer.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(averages, parameters, 1 - recipe.ema_decay)
+
+    return torch_forms.synchronized(torch, run)
 
 
 def pipeline(settings: Settings) -> Block:

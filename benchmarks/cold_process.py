@@ -1,4 +1,4 @@
-"""One process of `cold`: python -m ddpm_jax.tools.bench.cold_process FORM FOLDER.
+"""One process of `cold`: python -m benchmarks.cold_process FORM FOLDER.
 
 JAX is imported only for ours, PyTorch only for theirs; of this package PyTorch's process sees the network's definition.
 """

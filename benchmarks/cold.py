@@ -89,7 +89,7 @@ def first_image(form: str, folder: Path) -> None:
     Raises:
       ChildProcessError: it ended without; with its last words.
     """
-    command = [sys.executable, "-m", "ddpm_jax.tools.bench.cold_process", form, str(folder)]
+    command = [sys.executable, "-m", "benchmarks.cold_process", form, str(folder)]
     with (
         tempfile.TemporaryFile("w+") as errors,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
