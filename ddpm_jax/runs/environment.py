@@ -64,9 +64,15 @@ def _decides(line: str) -> dict[str, str]:
 
 
 def _git_commit() -> str | None:
-    """The commit of this package's source tree, with "+" if files differ from it; None outside a git tree."""
+    """The commit of this package's source tree, with "+" if files differ from it; None outside a git tree.
+
+    Without optional locks: a run that is killed here must not leave index.lock in the tree.
+    """
     git = lambda *args: subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), *args], capture_output=True, text=True, check=True
+        ["git", "--no-optional-locks", "-C", str(Path(__file__).parent), *args],
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout.strip()
     try:
         return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
