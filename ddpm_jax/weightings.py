@@ -48,7 +48,7 @@ def _snr(schedule: Schedule) -> np.ndarray:
     return np.maximum(schedule.alphas_cumprod_float64 / schedule.one_minus_alphas_cumprod_float64, SMALLEST_SNR)
 
 
-def _on_x_0(weight_of_snr: Callable[[np.ndarray], np.ndarray]) -> Weight:
+def on_x_0(weight_of_snr: Callable[[np.ndarray], np.ndarray]) -> Weight:
     """The weight weight_of_snr(snr) on the squared error of x_0."""
 
     def weight(schedule: Schedule, t: jax.Array, prediction: PredictionType) -> jax.Array:
@@ -79,7 +79,7 @@ def snr() -> Weight:
 
     Source: Salimans & Ho 2022 (arXiv:2202.00512), section 4, "SNR".
     """
-    return _on_x_0(lambda snr: snr)
+    return on_x_0(lambda snr: snr)
 
 
 def truncated_snr() -> Weight:
@@ -87,7 +87,7 @@ def truncated_snr() -> Weight:
 
     Source: Salimans & Ho 2022 (arXiv:2202.00512), section 4, "truncated SNR".
     """
-    return _on_x_0(lambda snr: np.maximum(snr, 1))
+    return on_x_0(lambda snr: np.maximum(snr, 1))
 
 
 def min_snr(*, gamma: float = 5.0) -> Weight:
@@ -100,7 +100,7 @@ def min_snr(*, gamma: float = 5.0) -> Weight:
     """
     if not gamma > 0:
         raise ValueError(f"gamma must be positive, got {gamma}")
-    return _on_x_0(lambda snr: np.minimum(snr, gamma))
+    return on_x_0(lambda snr: np.minimum(snr, gamma))
 
 
 def p2(*, k: float = 1.0, gamma: float = 1.0) -> Weight:
@@ -113,7 +113,7 @@ def p2(*, k: float = 1.0, gamma: float = 1.0) -> Weight:
     """
     if not k > 0:
         raise ValueError(f"k must be positive, got {k}")
-    return _on_x_0(lambda snr: snr / (k + snr) ** gamma)
+    return on_x_0(lambda snr: snr / (k + snr) ** gamma)
 
 
 def sigmoid(*, bias: float = 0.0) -> Weight:
@@ -123,7 +123,7 @@ def sigmoid(*, bias: float = 0.0) -> Weight:
 
     Source: Kingma & Gao 2023 (arXiv:2303.00848), section 4; Hoogeboom et al. 2024 (arXiv:2410.19324), section 3.
     """
-    return _on_x_0(lambda snr: snr / (1 + snr * np.exp(-bias)))
+    return on_x_0(lambda snr: snr / (1 + snr * np.exp(-bias)))
 
 
 def edm(*, sigma_data: float = 0.5) -> Weight:
@@ -138,7 +138,7 @@ def edm(*, sigma_data: float = 0.5) -> Weight:
     """
     if not sigma_data > 0:
         raise ValueError(f"sigma_data must be positive, got {sigma_data}")
-    return _on_x_0(lambda snr: snr + np.float64(sigma_data) ** -2)
+    return on_x_0(lambda snr: snr + np.float64(sigma_data) ** -2)
 
 
 BY_NAME: dict[str, Callable[..., Weight]] = {
