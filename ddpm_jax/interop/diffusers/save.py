@@ -111,6 +111,8 @@ def parts(loaded: Loaded) -> tuple[dict[str, Part], dict[str, Any]]:
 
 def _network(loaded: Loaded) -> Part:
     model, shape = loaded.model, loaded.image_shape
+    if type(model) is DiT and model.num_classes is None:
+        raise ValueError("diffusers has no DiT without classes: every DiTTransformer2DModel embeds a label")
     if type(model) is DiT:
         config = to_diffusers.dit_to_config(model, shape)
         return Part("DiTTransformer2DModel", config, dit.params_to_transformer2d(loaded.params, config))
