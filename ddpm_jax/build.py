@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from ddpm_jax import objectives, samplers, schedules, timesteps, weightings
+from ddpm_jax.config.defaults import resolved
 from ddpm_jax.config.run import Config, ObjectiveConfig, ScheduleConfig
 from ddpm_jax.names import choose
 from ddpm_jax.process import LEARNED, ModelFn
@@ -36,6 +38,45 @@ def params_template(model: nn.Module, image_shape: tuple[int, int, int]) -> Any:
     """Shapes and dtypes of the parameters, without memory; traces the model, so its checks run."""
     x, t = jnp.zeros((1, *image_shape)), jnp.zeros((1,))
     return jax.eval_shape(lambda key: model.init(key, x, t)["params"], jax.random.key(0))
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a configuration names for images of one shape: a network, and what its output means.
+
+    Attributes:
+      config: resolved for these images.
+      image_shape: [H, W, C].
+      schedule: of the training.
+      reading: of the output; samplers clip as the configuration says.
+      model: the network.
+      params: the shapes and dtypes of its parameters.
+    """
+
+    config: Config
+    image_shape: tuple[int, int, int]
+    schedule: Schedule
+    reading: Reading
+    model: nn.Module
+    params: Any
+
+
+def build(config: Config, image_shape: tuple[int, int, int]) -> Built:
+    """The network of a configuration for images [H, W, C], without parameters.
+
+    Raises:
+      ValueError: unknown names; settings that do not fit each other or the images.
+    """
+    config = resolved(config, image_shape)
+    model = make_model(config, image_shape)
+    return Built(
+        config,
+        image_shape,
+        make_schedule(config.schedule),
+        make_reading(config.objective, config.sample.clip),
+        model,
+        params_template(model, image_shape),
+    )
 
 
 # -------------------------------------------------------------------------------------------------------- objective

@@ -193,7 +193,7 @@ def reconstruct(workdir: Path, sigma_rel: float, say: Say, *, step: int | None =
     found = weights(steps, sigmas, step, sigma_rel)
     if found.error > TOLERANCE:
         raise _refused(steps, sigmas, step, sigma_rel, found.error)
-    template = build.params_template(build.make_model(info.config, info.image_shape), info.image_shape)
+    template = build.build(info.config, info.image_shape).params
     total = jax.tree.map(lambda leaf: np.zeros(leaf.shape), template)
     with ocp.StandardCheckpointer() as reader:
         for at, w in zip(steps, found.values, strict=True):

@@ -182,7 +182,7 @@ def copy(whole, tmp_path):
 
 
 def template():
-    return build.params_template(build.make_model(RUN, (8, 8, 1)), (8, 8, 1))
+    return build.build(RUN, (8, 8, 1)).params
 
 
 def row_of(workdir, row, config=RUN):
