@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ddpm_jax import objectives, samplers, schedules, timesteps, weightings
+from ddpm_jax import objectives, schedules, timesteps, weightings
 from ddpm_jax.config.defaults import resolved
 from ddpm_jax.config.run import Config, ObjectiveConfig, ScheduleConfig
 from ddpm_jax.names import choose
@@ -174,8 +174,3 @@ def make_reading(config: ObjectiveConfig, clip: float | None = None) -> Reading:
 def make_denoiser(config: ObjectiveConfig, schedule: Schedule, clip: float | None) -> MakeDenoise:
     """From the network of a run, trained on this schedule, to what samplers call."""
     return make_reading(config, clip).denoiser(schedule)
-
-
-def check_table(config: ObjectiveConfig, make_denoise: MakeDenoise, table: samplers.Table) -> None:
-    """As `Reading.check_table`, of a denoiser that is already there."""
-    samplers.run.check_ends(make_denoise(make_reading(config).stand_in), table, PIXEL)

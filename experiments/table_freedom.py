@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax import trained
-from ddpm_jax.build import make_denoiser
+from ddpm_jax.build import make_reading
 from ddpm_jax.distil import files
 from ddpm_jax.distil.command import TEACHER, TEACHER_GRID, network_of
 from ddpm_jax.distil.family import Times, assignments_of, numbers_of, times_of
@@ -70,7 +70,7 @@ def main(run: str, file: str, out: str) -> None:
     source, learned = trained.of_run(Path(run), print), files.load(Path(file))
     files.check_schedule(learned, source.schedule)
     schedule, network, config = times_of(source.schedule), network_of(source), checkpoint.load_run(Path(run)).config
-    unclipped, clip = make_denoiser(config.objective, source.schedule, None), config.sample.clip or np.inf
+    unclipped, clip = make_reading(config.objective).denoiser(source.schedule), config.sample.clip or np.inf
     numbers = jax.tree.map(np.float32, numbers_of(learned.table(), source.schedule))
     rows = np.asarray(assignments_of(numbers, schedule))
     parts = parts_of(rows)

@@ -201,6 +201,17 @@ def test_what_does_not_go_together_is_refused(settings, message):
         Reading(**settings)
 
 
+def test_a_sampler_that_goes_where_the_prediction_says_nothing_is_refused():
+    table = samplers.ddim(samplers.grids.trailing(NO_SIGNAL, 5))
+    for prediction in ("v", "x_0", "x_prev", "edm"):
+        reading(prediction).check_table(NO_SIGNAL, table)
+    reading("v", variance="learned_range", clip=1.0).check_table(NO_SIGNAL, table)
+    for prediction in ("eps", "score"):
+        reading(prediction).check_table(S, samplers.ddim(samplers.grids.trailing(S, 5)))
+        with pytest.raises(ValueError, match="eps says nothing about x_0 at time 99, where alpha is 0"):
+            reading(prediction).check_table(NO_SIGNAL, table)
+
+
 def test_a_threshold_has_no_likelihood():
     with pytest.raises(ValueError, match=r"a likelihood clips x_0 or leaves it, got threshold \(0\.9, 1\.0\)"):
         Reading(threshold=(0.9, 1.0)).in_process_terms(lambda x, t: x, S)

@@ -57,7 +57,7 @@ def edm_network():
 
 def runner(model_fn, objective, clip):
     """run(table): float64, one compilation for all tables."""
-    denoise = build.make_denoiser(objective, S, clip)(model_fn)
+    denoise = build.make_reading(objective, clip).denoiser(S)(model_fn)
     x_T = jax.random.normal(KEY, SHAPE, float)
     go = jax.jit(lambda table, n: samplers.sample(denoise, table, KEY, SHAPE, x_T=x_T, num_calls=n))
     padded = lambda table: jax.tree.map(jnp.asarray, samplers.pad(table, CALLS))

@@ -22,6 +22,7 @@ from ddpm_jax.config.run import Config
 from ddpm_jax.data import Source
 from ddpm_jax.host.storage import Say
 from ddpm_jax.models import bind
+from ddpm_jax.reading import MakeDenoise
 from ddpm_jax.samplers.catalogue import make_table, other_variance
 from ddpm_jax.timesteps import TimestepSampler
 from ddpm_jax.train.state import Params, TrainState, make_optimizer, optimized
@@ -145,19 +146,19 @@ def make(config: Config, say: Say) -> Callable[[Config, Source, jax.Array], Diff
     table = make_table(config.sample.sampler, schedule, config.sample.num_steps, variance=config.objective.variance)
     if (other := other_variance(config.sample.sampler, config.objective.variance)) is not None:
         say(other)
-    make_denoise = build.make_denoiser(config.objective, schedule, config.sample.clip)
-    build.check_table(config.objective, make_denoise, table)
+    reading = build.make_reading(config.objective, config.sample.clip)
+    reading.check_table(schedule, table)
 
     def of_data(config: Config, source: Source, key: jax.Array) -> Diffusion:
         model, shape = build.make_model(config, source.image_shape), source.image_shape
         optimizer = make_optimizer(config.optimizer)
-        draw = make_draw(model, make_denoise, table, (config.sample.num_images, *shape))
+        draw = make_draw(model, reading.denoiser(schedule), table, (config.sample.num_images, *shape))
         return Diffusion(model, objective, timestep_sampler, optimizer, key, shape, draw, config)
 
     return of_data
 
 
-def make_draw(model: nn.Module, make_denoise: build.MakeDenoise, table: samplers.Table, shape: tuple[int, ...]) -> Draw:
+def make_draw(model: nn.Module, make_denoise: MakeDenoise, table: samplers.Table, shape: tuple[int, ...]) -> Draw:
     """draw(params, key, first_index=0) -> x_0 [N, H, W, C], compiled once."""
 
     def draw(params: Any, key: jax.Array, first_index: int | jax.Array = 0) -> jax.Array:
