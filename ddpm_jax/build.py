@@ -147,13 +147,15 @@ def _hybrid(config: ObjectiveConfig, schedule: Schedule) -> Objective:
 
 
 def _edm(config: ObjectiveConfig, schedule: Schedule) -> Objective:
-    sigma_data = make_reading(config).sigma_data
-    assert sigma_data is not None  # of edm it never is
-    loss = functools.partial(objectives.edm, sigma_data=sigma_data)
+    loss = functools.partial(objectives.edm, sigma_data=_sigma_data(config))
     return lambda model_fn, x_0, t, eps: Losses(loss(model_fn, schedule, x_0, t, eps), {})
 
 
 LOSSES = {"simple": _simple, "vlb": _vlb, "hybrid": _hybrid, "edm": _edm}
+
+
+def _sigma_data(config: ObjectiveConfig) -> float:
+    return objectives.SIGMA_DATA if config.sigma_data is None else config.sigma_data
 
 
 def make_timestep_sampler(config: ObjectiveConfig, schedule: Schedule) -> timesteps.TimestepSampler:
@@ -166,8 +168,7 @@ def make_timestep_sampler(config: ObjectiveConfig, schedule: Schedule) -> timest
 def make_reading(config: ObjectiveConfig, clip: float | None = None) -> Reading:
     """What the output of a run's network means; samplers clip to [-clip, clip], None for no clipping."""
     if config.loss == "edm":
-        sigma_data = objectives.SIGMA_DATA if config.sigma_data is None else config.sigma_data
-        return Reading("edm", config.variance, clip, sigma_data=sigma_data)
+        return Reading("edm", config.variance, clip, sigma_data=_sigma_data(config))
     return Reading(config.prediction, config.variance, clip)
 
 

@@ -56,6 +56,16 @@ class Reading:
 
     Raises:
       ValueError: unknown names; numbers out of range; settings that do not go together.
+
+    Example:
+      >>> from ddpm_jax import samplers, schedules
+      >>> schedule, reading = schedules.linear(4), Reading("v", "learned_range", clip=1.0)
+      >>> reading.channels(3)
+      6
+      >>> denoise = reading.denoiser(schedule)(lambda x, t: jnp.concatenate([-x, 0 * x], axis=-1))
+      >>> table = samplers.ddpm(samplers.grids.leading(schedule, 4), variance=reading.process_variance)
+      >>> samplers.sample(denoise, table, jax.random.key(0), (2, 8, 8, 3)).shape
+      (2, 8, 8, 3)
     """
 
     prediction: ReadingPrediction = "eps"

@@ -1,5 +1,6 @@
 """A reading's target is the inverse of its (x_0, eps), at both ends of the schedule; every setting has its effect."""
 
+import doctest
 from types import SimpleNamespace
 from typing import get_args
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax import objectives, process, samplers, schedules
+from ddpm_jax import reading as reading_module
 from ddpm_jax.reading import Reading, ReadingPrediction, ReadingVariance
 from tests.helpers import relative
 
@@ -210,6 +212,10 @@ def test_a_sampler_that_goes_where_the_prediction_says_nothing_is_refused():
         reading(prediction).check_table(S, samplers.ddim(samplers.grids.trailing(S, 5)))
         with pytest.raises(ValueError, match="eps says nothing about x_0 at time 99, where alpha is 0"):
             reading(prediction).check_table(NO_SIGNAL, table)
+
+
+def test_its_example():
+    assert doctest.testmod(reading_module).failed == 0
 
 
 def test_a_threshold_has_no_likelihood():
