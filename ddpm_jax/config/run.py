@@ -34,12 +34,15 @@ class DataConfig(Section):
     transparency: str | None = None
     """The colour behind the transparent pictures of a folder, such as black or #rrggbb; white by default. drop keeps
     their colours as stored."""
+    labels: str | None = None
+    """What the labels of a folder of pictures are: folder (CLASS/picture.png) or prefix (CLASS_0001.png); by default
+    what metadata.jsonl or metadata.csv says, or folders. none reads only the images, of any set."""
     flip: bool = False
     """Flip every other image from left to right, at random."""
 
     def arguments(self) -> dict[str, Any]:
         """What data.load takes beside the name."""
-        names = ("split", "image_size", "key", "transparency")
+        names = ("split", "image_size", "key", "transparency", "labels")
         return {"data_dir": self.dir, **{name: getattr(self, name) for name in names}}
 
 

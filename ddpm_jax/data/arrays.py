@@ -9,8 +9,20 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
+from ddpm_jax.data import labels
 from ddpm_jax.data.images import Images, Say, check_order, collect, fit, pointer
-from ddpm_jax.data.records import IMAGE, Indices, Source, from_arrays, image_feature, of_columns
+from ddpm_jax.data.records import (
+    CAPTION,
+    IMAGE,
+    LABEL,
+    Indices,
+    Record,
+    Source,
+    from_arrays,
+    of_images,
+    texts,
+    with_arrays,
+)
 from ddpm_jax.names import unknown
 
 # What np.load ends in on bytes that are none of its: it checks some of what it reads, not all of it.
@@ -34,33 +46,58 @@ class Held(NamedTuple):
         return f"{self.dtype} {list(self.shape)}"
 
 
-def open_array(path: Path, image_size: int | None, key: str | None, say: Say) -> Source:
-    """The images of a .npy or .npz file, uint8 [N, H, W, C] or [N, H, W].
+def open_array(path: Path, image_size: int | None, key: str | None, say: Say, *, only_images: bool = False) -> Source:
+    """The images of a .npy or .npz file, uint8 [N, H, W, C] or [N, H, W], and the labels and captions beside them.
 
-    Of a .npz file: the array `key`, or "images", or ADM's "arr_0", or the only one that can be images.
+    Of a .npz file: the array `key`, or "images", or ADM's "arr_0", or the only one that can be images; what
+    the others are called says `_beside`.
 
     Args:
       path: of the file.
       image_size: crop and resize as `images.fit` does.
       key: of the array.
-      say: is told which other arrays could have been meant.
+      say: is told which other arrays could have been meant, and which labels and captions are none.
+      only_images: leave the others out.
 
     Raises:
       ValueError: a file that NumPy cannot read; no array of images in it, or several and no key; an array of another
-        type or order of axes.
+        type or order of axes; labels or captions of another number than images; negative labels.
     """
-    array, place = _array(path, key, say)
+    found, place = _arrays(path, key, say, only_images)
+    array = found.pop(IMAGE)
     _check(place, Held(array.dtype, array.shape))
     images: Images = array[..., None] if array.ndim == 3 else array
+    others, classes = _others(path, found)
     if image_size is None or images.shape[1:3] == (image_size, image_size):
-        return from_arrays(str(path), {IMAGE: images})
+        return from_arrays(str(path), {IMAGE: images, **others}, classes)
     shape = (image_size, image_size, images.shape[-1])
 
     def fitted(indices: Indices) -> Images:
         each = (fit(images[index], image_size) for index in indices)
         return collect(each, indices, shape, lambda i: f"image {i} of {path}")
 
-    return of_columns(str(path), len(images), {IMAGE: image_feature(shape)}, {IMAGE: fitted})
+    return with_arrays(of_images(str(path), len(images), shape, fitted), others, classes)
+
+
+def _others(path: Path, found: Record) -> tuple[Record, tuple[str, ...] | None]:
+    """Labels and captions as a record has them, and the names of the classes."""
+    others, classes = {}, None
+    if (label := found.get(LABEL)) is not None:
+        values = label.reshape(len(label)).tolist()
+        if label.dtype.kind in "US":
+            others[LABEL], classes = labels.of_names(_strings(path, values))
+        else:
+            others[LABEL], classes = labels.of_numbers(values, lambda i: f"image {i} of {path} has")
+    if (caption := found.get(CAPTION)) is not None:
+        others[CAPTION] = texts(_strings(path, caption.tolist()))
+    return others, classes
+
+
+def _strings(path: Path, values: list[str | bytes]) -> list[str]:
+    try:
+        return [value.decode() if isinstance(value, bytes) else value for value in values]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"cannot read the texts of {path}: {error}; {labels.HINT}") from error
 
 
 def _check(place: str, held: Held) -> None:
@@ -90,8 +127,11 @@ def _can_be_images(held: Held) -> bool:
     return True
 
 
-def _array(path: Path, key: str | None, say: Say) -> tuple[np.ndarray, str]:
-    """The array in a file and what to call it; a .npy file is mapped, so that one larger than memory can be read."""
+def _arrays(path: Path, key: str | None, say: Say, only_images: bool) -> tuple[Record, str]:
+    """The arrays of a file by the names of a record, and what to call that of images.
+
+    A .npy file is mapped, so that one larger than memory can be read.
+    """
     try:
         content = np.load(path, mmap_mode="r")
         held = {} if isinstance(content, np.ndarray) else _headers(path)
@@ -100,7 +140,7 @@ def _array(path: Path, key: str | None, say: Say) -> tuple[np.ndarray, str]:
     if isinstance(content, np.ndarray):
         if key is not None:
             raise ValueError(f"{path} holds one array without a name, got --data.key {key!r}")
-        return content, str(path)
+        return {IMAGE: content}, str(path)
     with content:
         name = _chosen(path, held, key, say)
         place = str(path) if len(held) == 1 else f"{name!r} of {path}"
@@ -110,10 +150,50 @@ def _array(path: Path, key: str | None, say: Say) -> tuple[np.ndarray, str]:
             others = [other for other, what in held.items() if _can_be_images(what)]
             hint = f"; --data.key NAME takes another, such as {', '.join(others)}" if others else ""
             raise ValueError(f"{error}{hint}") from None
+        chosen = {IMAGE: name, **({} if only_images else _beside(path, held, name, say))}
         try:
-            return np.asarray(content[name]), place
+            return {feature: np.asarray(content[each]) for feature, each in chosen.items()}, place
         except UNREADABLE as error:
-            raise ValueError(f"cannot read {path} as a NumPy file: {name!r}: {error}") from error
+            raise ValueError(f"cannot read {path} as a NumPy file: {', '.join(chosen.values())}: {error}") from error
+
+
+def _beside(path: Path, held: dict[str, Held], name: str, say: Say) -> dict[str, str]:
+    """Which arrays are the labels and the captions of the images `name`.
+
+    Of "images" these are "labels" and "captions", of "train_images" "train_labels" and "train_captions"; of Keras's
+    "x_train" the labels are "y_train", of ADM's "arr_0" and its like "arr_1"; of another name, "labels" and "captions".
+
+    Raises:
+      ValueError: as many as there are not images.
+    """
+    names = {LABEL: f"y{name[1:]}"} if name.startswith("x_") else {LABEL: _called(name, LABEL)}
+    adm = names[LABEL] not in held and held.get(ADM) == held[name]
+    names = {LABEL: ADM_LABELS} if adm else names
+    names[CAPTION] = _called(name, CAPTION)
+    found = {}
+    for feature, other in names.items():
+        if other not in held:
+            continue
+        kinds, allowed = ("iuUS", "whole numbers or names") if feature == LABEL else ("US", "strings")
+        shape = held[other].shape
+        flat = len(shape) == 1 or (feature == LABEL and shape[1:] == (1,))
+        as_many = shape[:1] == held[name].shape[:1]
+        if other == ADM_LABELS and not (flat and as_many and held[other].dtype.kind in kinds):
+            continue  # two without a name need not be ADM's
+        if not flat or held[other].dtype.kind not in kinds:
+            say(f"{path}: {other!r} ({held[other]}) are no {feature}s, which are {allowed} [N]")
+        elif not as_many:
+            raise ValueError(
+                f"{path} holds {held[name].shape[0]} images in {name!r}, but {shape[0]} {feature}s in {other!r}; there "
+                f"must be as many of each; {labels.HINT}"
+            )
+        else:
+            found[feature] = other
+    return found
+
+
+def _called(name: str, feature: str) -> str:
+    return name.replace(IMAGE, feature) if IMAGE in name else f"{feature}s"
 
 
 def _reason(path: Path, error: BaseException) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+from ddpm_jax.data import metadata
+
 USUAL = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif")
 NO_ENDING = "without an ending"
 MOST_ENDINGS = 5  # told apart in the line about what is left out
@@ -33,12 +35,14 @@ class Finder:
 
     Attributes:
       files: by their real path.
+      metadata: files that say something of the pictures, sorted.
       left_out: how many of what.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
         self.files: dict[str, Path] = {}
+        self.metadata: list[Path] = []
         self.left_out: Counter[str] = Counter()
         self._seen: set[str] = set()
         self._links: list[Path] = []
@@ -48,6 +52,7 @@ class Finder:
             links, self._links = self._links, []
             for link in sorted(links, key=self.name):
                 self._follow(link)
+        self.metadata.sort(key=self.name)
 
     def name(self, path: Path) -> str:
         """Relative to the folder, with slashes."""
@@ -96,7 +101,9 @@ class Finder:
 
     def _add(self, path: Path, real: str) -> None:
         ending = path.suffix.lower()
-        if ending not in endings():
+        if path.name in metadata.NAMES and os.path.isfile(real):
+            self.metadata.append(path)
+        elif ending not in endings():
             self.left_out[ending or NO_ENDING] += 1
         elif real in self.files:
             self.left_out["link to what is there already"] += 1

@@ -7,30 +7,36 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+
+from ddpm_jax.data import labels, metadata
 from ddpm_jax.data.finding import USUAL, Finder
 from ddpm_jax.data.images import Images, Say, collect, fit
 from ddpm_jax.data.picture import GREY_MODES, MODES, Colour, Header, background, header, pixels, upright_size
-from ddpm_jax.data.records import IMAGE, Indices, Source, image_feature, of_columns
+from ddpm_jax.data.records import CAPTION, LABEL, Indices, Source, of_images, texts, with_arrays
 
 T = TypeVar("T")
 
 
-def open_folder(folder: Path, image_size: int | None, transparency: str | None, say: Say) -> Source:
+def open_folder(folder: Path, image_size: int | None, transparency: str | None, way: str | None, say: Say) -> Source:
     """The pictures below `folder`, at any depth, in the order of their relative paths.
 
     Every ending that the installed Pillow reads, as `finding.Finder` finds them; of several frames the first counts;
     the EXIF orientation is applied. All become RGB, unless every one is grey ("L" or "1"); transparent ones are laid on
-    a colour.
+    a colour. Labels and captions are those of metadata.jsonl or metadata.csv files, see `metadata.read`. Where there is
+    no such file and every picture lies in a folder, these are the classes.
 
     Args:
       folder: an existing folder.
       image_size: crop and resize as `images.fit` does; None wants all pictures to have one size already.
       transparency: the colour behind transparent pictures, white by default; or "drop": their colours as stored.
+      way: "folder" or "prefix": labels are the first folders below this one, or what is before the first underscore of
+        a picture's name, beside the texts of metadata files; "none": only images are read.
       say: is told in one line each what was left out, converted, and laid on a colour.
 
     Raises:
       ValueError: no picture, one that cannot be read, one with more than 8 bits a channel, or (without image_size)
-        several sizes; the message names the first such file.
+        several sizes; the message names the first such file. A picture without a label that others have, or a text.
     """
     behind = background(transparency)
     finder = Finder(folder)
@@ -58,7 +64,29 @@ def open_folder(folder: Path, image_size: int | None, transparency: str | None, 
     def images(indices: Indices) -> Images:
         return collect(_parallel(decode, indices), indices, shape, lambda i: files[i])
 
-    return of_columns(str(folder), len(files), {IMAGE: image_feature(shape)}, {IMAGE: images})
+    said, classes = _said(folder, files, finder.metadata, way)
+    return with_arrays(of_images(str(folder), len(files), shape, images), said, classes)
+
+
+def _said(
+    folder: Path, files: list[Path], described_by: list[Path], way: str | None
+) -> tuple[dict[str, np.ndarray], tuple[str, ...] | None]:
+    """The labels and captions of pictures as arrays, and the names of the labels."""
+    if way == labels.NONE:
+        return {}, None
+    text, label = metadata.read(described_by, files) if described_by else (None, None)
+    if label is not None and way is not None:
+        raise ValueError(f"--data.labels {way}: the labels of {folder} are those of {described_by[0]}; leave it out")
+    if way == labels.PREFIX:
+        label = labels.of_prefixes(files)
+    elif way == labels.FOLDER:
+        label = labels.of_folders(folder, files)
+    elif way is None and not described_by:
+        label = labels.if_of_folders(folder, files)
+    arrays = {} if label is None else {LABEL: label[0]}
+    if text is not None:
+        arrays[CAPTION] = texts(text)
+    return arrays, None if label is None else label[1]
 
 
 def _check_sizes(files: list[Path], headers: list[Header]) -> None:

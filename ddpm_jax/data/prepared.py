@@ -10,28 +10,39 @@ import difflib
 import importlib.util
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ddpm_jax.data.images import Images, check_order, collect, fit, with_channels
-from ddpm_jax.data.records import IMAGE, Indices, Source, image_feature, of_columns
+from ddpm_jax.data.labels import checked
+from ddpm_jax.data.records import CAPTION, IMAGE, LABEL, Feature, Indices, Record, Source, texts
 
 DIGITS = "digits"
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+CAPTIONS = ("caption", "captions", "text")
+"""What features with texts are called, as in TFDS's laion400m and coco_captions."""
 NAME = re.compile(r"\w+(/[\w.\-]+)?(:[\w.*]+)?")
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
-def open_tfds(name: str, data_dir: Path | None, split: str, image_size: int | None) -> Source:
-    """The `image` feature of one split of a TFDS data set, in TFDS's order.
+def open_tfds(
+    name: str, data_dir: Path | None, split: str, image_size: int | None, *, only_images: bool = False
+) -> Source:
+    """The features `image`, `label` and `caption` of one split of a TFDS data set, in TFDS's order.
+
+    A label is a ClassLabel; a caption is a text, or the first of several ("" if there are none), called as one of
+    CAPTIONS. The digits' captions are "a handwritten seven" and its like.
 
     Args:
       name: "digits" (prepared here on first use), "mnist", "name/config:version" …
       data_dir: TFDS data directory; None means TFDS's own and lets TFDS download what is missing.
       split: "train", "test", "train[:80%]" …
       image_size: crop and resize as `images.fit` does; None wants all images to have one size already.
+      only_images: leave the others out.
 
     Raises:
       FileNotFoundError: data_dir is given and does not hold the data set.
@@ -41,22 +52,66 @@ def open_tfds(name: str, data_dir: Path | None, split: str, image_size: int | No
     feature = _image_feature(name, builder)
     data = _data_source(name, builder, split)
     decode = _decoder(name, feature)
-
-    def describe(index: int) -> str:
-        return f"image {index} of {name}"
-
-    def decoded(indices: Any) -> list[Images]:
-        records = data.__getitems__([int(index) for index in indices])
-        return [fit(decode(record["image"]), image_size) for record in records]
-
     first = decode(data[0]["image"])
     check_order(f"an image of {name!r}", first.shape)
     shape = fit(first, image_size).shape
+    spec = {IMAGE: Feature(shape, np.dtype(np.uint8))}
+    classes = None if only_images else _classes(name, builder)
+    caption = None if only_images else _caption(name, builder)
+    if classes is not None:
+        spec[LABEL] = Feature((), np.dtype(np.int32), classes)
+    if caption is not None:
+        spec[CAPTION] = Feature((), np.dtype(object))
 
-    def images(indices: Indices) -> Images:
-        return collect(decoded(indices), indices, shape, describe)
+    def take(indices: Indices, names: Sequence[str]) -> Record:
+        found = data.__getitems__([int(index) for index in indices])
+        record: Record = {}
+        if IMAGE in names:
+            images = [fit(decode(each["image"]), image_size) for each in found]
+            record[IMAGE] = collect(images, indices, shape, lambda index: f"image {index} of {name}")
+        if LABEL in names and classes is not None:
+            numbers = [int(each["label"]) for each in found]
+            record[LABEL] = checked(numbers, classes, lambda i: f"image {indices[i]} of {name} has")
+        if CAPTION in names and caption is not None:
+            record[CAPTION] = texts([caption(each) for each in found])
+        return record
 
-    return of_columns(name, len(data), {IMAGE: image_feature(shape)}, {IMAGE: images})
+    return Source(name, len(data), spec, take)
+
+
+def _classes(name: str, builder: Any) -> tuple[str, ...] | None:
+    """The names of the labels of a data set, None if it has none."""
+    import tensorflow_datasets as tfds
+
+    feature = builder.info.features["label"] if "label" in builder.info.features else None
+    if not isinstance(feature, tfds.features.ClassLabel) or not feature.num_classes:
+        return None
+    return NUMBERS if name == DIGITS else tuple(feature.names)
+
+
+def _caption(name: str, builder: Any) -> Callable[[Any], str] | None:
+    """What finds the caption in an example of TFDS, None if a data set has none."""
+    import tensorflow_datasets as tfds
+
+    if name == DIGITS:
+        return lambda example: f"a handwritten {NUMBERS[example['label']]}"
+    features = builder.info.features
+    for called in [each for each in CAPTIONS if each in features]:
+        several = isinstance(features[called], tfds.features.Sequence)
+        feature, inner = features[called].feature if several else features[called], None
+        if isinstance(feature, tfds.features.FeaturesDict) and "text" in feature:
+            feature, inner = feature["text"], "text"
+        if isinstance(feature, tfds.features.Text):
+            return partial(_text, called=called, inner=inner, several=several)
+    return None
+
+
+def _text(example: Any, *, called: str, inner: str | None, several: bool) -> str:
+    """The caption of an example of TFDS, or the first of several."""
+    value = example[called] if inner is None else example[called][inner]
+    if several:
+        value = value[0] if len(value) else ""
+    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def splits_of_tfds(name: str, data_dir: Path | None) -> tuple[str, ...]:

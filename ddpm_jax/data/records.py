@@ -19,6 +19,7 @@ MEMORY_BOUND = 1 << 30
 """Sets of at most this many bytes once decoded (1 GiB) are kept in memory; larger ones are decoded per batch."""
 
 CHUNK = 1024
+MOST_NAMED = 4
 
 IMAGE, LABEL, CAPTION = "image", "label", "caption"
 
@@ -34,7 +35,7 @@ class Feature:
     Attributes:
       shape: of one example's entry, () for a number or a text.
       dtype: of the array; that of Python's strings is `object`.
-      classes: names of the classes 0, 1, ... of a label, if they have some.
+      classes: of a label, the names of its classes 0, 1, ...
     """
 
     shape: tuple[int, ...]
@@ -68,6 +69,11 @@ class Source:
         height, width, channels = self.spec[IMAGE].shape
         return height, width, channels
 
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """The names of its labels, None without labels."""
+        return self.spec[LABEL].classes if LABEL in self.spec else None
+
     def read(self, indices: Sequence[int] | NDArray[np.integer], features: Sequence[str] | None = None) -> Record:
         """The records of `indices`, {name: [n, ...]}; the caller may write into them.
 
@@ -93,16 +99,40 @@ class Source:
         return self.read(indices, (IMAGE,))[IMAGE]
 
 
-def image_feature(shape: tuple[int, ...]) -> Feature:
-    """That of images [H, W, C]."""
-    return Feature(shape, np.dtype(np.uint8))
-
-
-def of_columns(
-    name: str, num_examples: int, spec: Mapping[str, Feature], columns: Mapping[str, Callable[[Indices], np.ndarray]]
+def of_images(
+    name: str, num_examples: int, image_shape: tuple[int, ...], images: Callable[[Indices], np.ndarray]
 ) -> Source:
-    """The source whose entries are read one name at a time, each by its own function of the indices."""
-    return Source(name, num_examples, spec, lambda indices, names: {each: columns[each](indices) for each in names})
+    """The source of images alone, uint8 [n, H, W, C] = images(indices)."""
+    spec = {IMAGE: Feature(image_shape, np.dtype(np.uint8))}
+    return Source(name, num_examples, spec, lambda indices, names: {each: images(indices) for each in names})
+
+
+def with_arrays(source: Source, arrays: Mapping[str, np.ndarray], classes: tuple[str, ...] | None = None) -> Source:
+    """The records of a source, and what arrays [N, ...] have beside them.
+
+    Args:
+      source: of N records.
+      arrays: by names that the source has not.
+      classes: the names of `label`, if that is one of them.
+
+    Raises:
+      ValueError: an array of another length.
+    """
+    for feature, array in arrays.items():
+        if len(array) != len(source):
+            raise ValueError(
+                f"{source.name} has {len(source)} images, but {len(array)} {feature}s; there must be as many of each"
+            )
+    spec = {
+        feature: Feature(array.shape[1:], array.dtype, classes if feature == LABEL else None)
+        for feature, array in arrays.items()
+    }
+
+    def take(indices: Indices, names: Sequence[str]) -> Record:
+        taken = source.take(indices, [name for name in names if name in source.spec])
+        return {name: arrays[name][indices] if name in arrays else taken[name] for name in names}
+
+    return Source(source.name, len(source), {**source.spec, **spec}, take)
 
 
 def from_arrays(name: str, arrays: Mapping[str, np.ndarray], classes: tuple[str, ...] | None = None) -> Source:
@@ -116,21 +146,21 @@ def from_arrays(name: str, arrays: Mapping[str, np.ndarray], classes: tuple[str,
     Raises:
       ValueError: arrays of different lengths.
     """
-    lengths = {len(array) for array in arrays.values()}
-    if len(lengths) > 1:
-        counts = ", ".join(f"{len(array)} of {feature}" for feature, array in arrays.items())
-        raise ValueError(f"{name} has {counts}; there must be as many of each")
-    spec = {
-        feature: Feature(array.shape[1:], array.dtype, classes if feature == LABEL else None)
-        for feature, array in arrays.items()
-    }
+    images = arrays[IMAGE]
     # np.asarray: indexing a memory map would hand out another np.memmap.
-    columns = {feature: lambda indices, array=array: np.asarray(array[indices]) for feature, array in arrays.items()}
-    return of_columns(name, lengths.pop(), spec, columns)
+    source = of_images(name, len(images), images.shape[1:], lambda indices: np.asarray(images[indices]))
+    return with_arrays(source, {feature: array for feature, array in arrays.items() if feature != IMAGE}, classes)
+
+
+def texts(values: Sequence[str]) -> np.ndarray:
+    """An array [n] of Python strings."""
+    array = np.empty(len(values), object)
+    array[:] = values
+    return array
 
 
 def in_memory(source: Source, progress: Progress | None = None) -> Source:
-    """The same records, their images decoded once into one array if that takes at most MEMORY_BOUND bytes.
+    """The same records, decoded once into arrays if the images take at most MEMORY_BOUND bytes.
 
     Args:
       source: where the records come from.
@@ -145,5 +175,14 @@ def in_memory(source: Source, progress: Progress | None = None) -> Source:
             arrays[name][start:stop] = values
         if progress is not None:
             progress(stop, len(source))
-    label = source.spec.get(LABEL)
-    return from_arrays(source.name, arrays, label.classes if label else None)
+    return from_arrays(source.name, arrays, source.classes)
+
+
+def describe(source: Source) -> str:
+    """What there is: "digits: 1797 images of 8 x 8 x 1, labels of 10 classes (zero, one, ..., nine), captions"."""
+    parts = [f"{len(source)} images of {' x '.join(map(str, source.image_shape))}"]
+    if (classes := source.classes) is not None:
+        few = classes if len(classes) <= MOST_NAMED else (*classes[: MOST_NAMED - 1], "...", classes[-1])
+        parts.append(f"labels of {len(classes)} classes ({', '.join(few)})")
+    parts += [f"{name}s" for name in source.spec if name not in (IMAGE, LABEL)]
+    return f"{source.name}: {', '.join(parts)}"

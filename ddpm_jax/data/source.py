@@ -6,8 +6,10 @@ from pathlib import Path
 from ddpm_jax.data.arrays import open_array
 from ddpm_jax.data.folder import open_folder
 from ddpm_jax.data.images import Say, check_order
+from ddpm_jax.data.labels import NONE, WAYS
 from ddpm_jax.data.prepared import DIGITS, declared_shape, known_names, open_tfds, splits_of_tfds
 from ddpm_jax.data.records import Progress, Source, in_memory
+from ddpm_jax.names import choose
 
 ARRAY_ENDINGS = (".npy", ".npz")
 MOST_IMAGE_SIZE = 2**14
@@ -21,12 +23,13 @@ def load(
     image_size: int | None = None,
     key: str | None = None,
     transparency: str | None = None,
+    labels: str | None = None,
     progress: Progress | None = None,
     say: Say = warnings.warn,
 ) -> Source:
-    """The images called `name`, as a `Source`; labels are ignored.
+    """The records called `name`, as a `Source`: images, and the labels and captions that the set has.
 
-    A set of at most `records.MEMORY_BOUND` bytes is decoded now, into one array; a larger one batch by batch.
+    A set of at most `records.MEMORY_BOUND` bytes is decoded now, into arrays; a larger one batch by batch.
 
     Args:
       name: "digits", the 1797 digits of scikit-learn, written to the TFDS data directory on first use; or a TFDS
@@ -40,6 +43,8 @@ def load(
       key: of the array in a .npz file that holds several of images.
       transparency: the colour behind the transparent pictures of a folder, such as "black" or "#rrggbb", white by
         default; or "drop", their colours as stored.
+      labels: what the labels of a folder of pictures are: "folder" or "prefix" (`folder.open_folder`); or "none": only
+        the images are read, of any set.
       progress: called as progress(images decoded, images in all) while a set is decoded into memory.
       say: is told, in a line each, what of a folder or a file was not taken as it is.
 
@@ -49,15 +54,19 @@ def load(
     """
     if image_size is not None and not (isinstance(image_size, int) and 1 <= image_size <= MOST_IMAGE_SIZE):
         raise ValueError(f"image_size must be a whole number in [1, {MOST_IMAGE_SIZE}], got {image_size!r}")
+    if labels is not None:
+        choose("--data.labels", labels, dict.fromkeys(WAYS))
     path = _path(name)
     is_array = path.suffix.lower() in ARRAY_ENDINGS
     if key is not None and path.suffix.lower() != ".npz":
         raise ValueError(f"--data.key {key!r} is for .npz files, which {name!r} is not")
-    if transparency is not None and (is_array or not _is_folder(name, path)):
-        raise ValueError(f"--data.transparency {transparency!r} is for folders of pictures, which {name!r} is not")
-    if not is_array and not _is_folder(name, path):
+    of_pictures = not is_array and _is_folder(name, path)
+    for option, value in (("transparency", transparency), ("labels", None if labels == NONE else labels)):
+        if value is not None and not of_pictures:
+            raise ValueError(f"--data.{option} {value!r} is for folders of pictures, which {name!r} is not")
+    if not is_array and not of_pictures:
         directory = None if data_dir is None else Path(data_dir).expanduser()
-        return in_memory(open_tfds(name, directory, split, image_size), progress)
+        return in_memory(open_tfds(name, directory, split, image_size, only_images=labels == NONE), progress)
     if data_dir is not None:
         raise ValueError(f"data_dir {data_dir} is for TFDS data sets, but {name!r} is a path; leave data_dir out")
     if split != "train":
@@ -65,10 +74,10 @@ def load(
     if not path.exists():
         raise FileNotFoundError(f"no such file or folder: {path}")
     if is_array:
-        return in_memory(open_array(path, image_size, key, say), progress)
+        return in_memory(open_array(path, image_size, key, say, only_images=labels == NONE), progress)
     if not path.is_dir():
         raise ValueError(f"{path} is a file: allowed are a folder of pictures, a .npy file and a .npz file")
-    return in_memory(open_folder(path, image_size, transparency, say), progress)
+    return in_memory(open_folder(path, image_size, transparency, labels, say), progress)
 
 
 def splits(name: str, *, data_dir: str | Path | None = None) -> tuple[str, ...]:

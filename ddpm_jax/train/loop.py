@@ -281,6 +281,8 @@ def enter(run: Run, workdir: Path, report: Report) -> None:
     if begins and run.config.train.begin_from is None and processes.is_first():
         params = jax.eval_shape(run.task.init, run.key_init)
         report.say(run.task.described(sum(leaf.size for leaf in jax.tree.leaves(params))))
+        if set(run.source.spec) - set(run.task.reads):
+            report.say(f"{data.describe(run.source)}; this run uses the {' and '.join(run.task.reads)}s only")
 
 
 def first_state(

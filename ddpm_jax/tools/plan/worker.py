@@ -20,7 +20,7 @@ from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from ddpm_jax import build, data
 from ddpm_jax.config.run import Config, from_dict
-from ddpm_jax.data.records import IMAGE, image_feature, of_columns
+from ddpm_jax.data.records import of_images
 from ddpm_jax.samplers.catalogue import make_table
 from ddpm_jax.tools.plan import chips, hlo
 from ddpm_jax.train import loop
@@ -93,7 +93,7 @@ def without_images(image_shape: tuple[int, int, int]) -> data.Source:
     def images(indices: np.ndarray) -> np.ndarray:
         raise AssertionError(f"a plan has no images, but {len(indices)} were read")
 
-    return of_columns("a plan's images", 1, {IMAGE: image_feature(image_shape)}, {IMAGE: images})
+    return of_images("a plan's images", 1, image_shape, images)
 
 
 # -------------------------------------------------------------------------------------------------------- programs
