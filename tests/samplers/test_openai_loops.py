@@ -1,7 +1,7 @@
 """Every sampling loop recorded from OpenAI's improved-diffusion, guided-diffusion and GLIDE, along its whole trace.
 
-Tolerance: 1e-4 of every step's largest number, or what the recorded loop itself moves by when its network's answers
-change by 1e-6.
+Tolerance: 1e-4 of the trace's largest number, and of every step's, or there what the recorded loop itself moves by when
+its network's answers change by 1e-6.
 """
 
 import jax.numpy as jnp
@@ -74,6 +74,7 @@ def test_loop(name, x64):
     noise = arrays["noise"] if len(arrays["noise"]) else np.zeros_like(arrays["samples"])
     x_init = jnp.asarray(arrays["x_init"], float)
     found = trace(denoiser_of(arrays, meta), table, x_init, jnp.asarray(noise, float))
+    assert relative(found, arrays["samples"]) < 1e-4
     moves = arrays.get("sensitivity_1e6", np.zeros(len(found)))
     for ours, theirs, move in zip(found, arrays["samples"], moves, strict=True):
         assert relative(ours, theirs) < 1e-4 or np.abs(ours - theirs).max() <= move
