@@ -1,9 +1,7 @@
 """No setting of a run is dropped on the way: changed, it changes what a command does, or the command refuses it."""
 
-import dataclasses
 import json
 import shutil
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +9,11 @@ import numpy as np
 import pytest
 
 from ddpm_jax import cli, trained
-from ddpm_jax.config.run import Config, ModelConfig, SampleConfig, ScheduleConfig, TrainConfig
+from ddpm_jax.config.run import SampleConfig
 from ddpm_jax.distil.command import network_of
 from ddpm_jax.interop.diffusers import save
-from ddpm_jax.runs import checkpoint
 from ddpm_jax.samplers import Row
-from ddpm_jax.train import loop
+from tests.runs.small import small_run
 
 REFUSED = "refused"
 # A setting: what it is changed to, and for which commands that matters.
@@ -45,25 +42,7 @@ def optax_promotes():
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run whose pictures are ancestral samples, with parameters that say something."""
-    home = tmp_path_factory.mktemp("home")
-    np.save(home / "pictures.npy", np.random.RandomState(0).randint(0, 256, (20, 8, 8, 1)).astype(np.uint8))
-    config = Config(
-        data=dataclasses.replace(Config().data, name=str(home / "pictures.npy")),
-        schedule=ScheduleConfig("linear", 25, {"beta_end": 0.2}),
-        model=ModelConfig(channels=4, channel_multipliers=(1,), attention_resolutions=(), num_groups=2),
-        sample=SampleConfig(sampler="ddpm", num_steps=3, num_images=2),
-        train=TrainConfig(num_steps=1, batch_size=8),
-    )
-    with jax.numpy_dtype_promotion("standard"):
-        prepared = loop.prepare(config)
-        before = jax.jit(prepared.init)()
-        params = jax.tree.map(lambda p: p + 0.1 * jnp.sin(jnp.arange(p.size)).reshape(p.shape), before.params)
-        state = dataclasses.replace(before, step=jnp.int32(1), params=params, ema_params=params)
-        loop.enter(prepared, home / "run", SimpleNamespace(say=print))
-        with checkpoint.checkpoints(home / "run", keep=1) as saved:
-            saved.save(state)
-            saved.finish(state)
-    return home / "run"
+    return small_run(tmp_path_factory.mktemp("home"), SampleConfig(sampler="ddpm", num_steps=3, num_images=2))
 
 
 def with_settings(run, target, **changes):

@@ -7,17 +7,16 @@ import re
 import shutil
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ddpm_jax import build, cli, data, images
-from ddpm_jax.config.run import Config, ModelConfig, SampleConfig, ScheduleConfig, TrainConfig
+from ddpm_jax.config.run import Config, SampleConfig, ScheduleConfig
 from ddpm_jax.evaluate import optimal_timesteps, step_costs, vlb_terms
 from ddpm_jax.evaluate.likelihood import nll
 from ddpm_jax.models import bind
 from ddpm_jax.runs import checkpoint
-from ddpm_jax.train import loop
+from tests.runs.small import small_run
 
 FILES = {"sums.npz", "summary.json", "vlb.csv", "vlb.png", "rate_distortion.csv", "rate_distortion.png"}
 
@@ -45,26 +44,8 @@ class Silent:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """What a run on 20 pictures in an array file leaves after step 2, with parameters that say something."""
-    home = tmp_path_factory.mktemp("home")
-    np.save(home / "pictures.npy", np.random.RandomState(0).randint(0, 256, (20, 8, 8, 1)).astype(np.uint8))
-    config = Config(
-        data=dataclasses.replace(Config().data, name=str(home / "pictures.npy")),
-        schedule=ScheduleConfig("linear", 25, {"beta_end": 0.2}),
-        model=ModelConfig(channels=4, channel_multipliers=(1,), attention_resolutions=(), num_groups=2),
-        sample=SampleConfig(num_steps=2, num_images=4),
-        train=TrainConfig(num_steps=2, batch_size=8),
-    )
-    with jax.numpy_dtype_promotion("standard"):
-        prepared = loop.prepare(config)
-        before = jax.jit(prepared.init)()
-        shifted = jax.tree.map(
-            lambda leaf: leaf + 0.1 * jnp.sin(jnp.arange(leaf.size)).reshape(leaf.shape), before.params
-        )
-        checkpoint.open_run(home / "run", checkpoint.RunInfo(config, (8, 8, 1), 20))
-        with checkpoint.checkpoints(home / "run") as saved:
-            saved.save(dataclasses.replace(before, step=jnp.int32(2), ema_params=shifted))
-    return home / "run"
+    """What a run on 20 pictures in an array file leaves after step 2."""
+    return small_run(tmp_path_factory.mktemp("home"), SampleConfig(num_steps=2, num_images=4), num_steps=2)
 
 
 def evaluate(workdir, report=None, **options):
