@@ -117,7 +117,7 @@ def gaussian_model(schedule, mean, variance, output="eps"):
 def trace(denoise, table, x_T, noise) -> np.ndarray:
     """X after every row, [N, B, ...]: the loop of samplers.run unrolled in Python, one compiled step."""
     one = jax.jit(lambda row, registers, z: step(denoise, row, registers, z))
-    table = jax.tree.map(lambda leaf: jnp.asarray(leaf, x_T.dtype), table)
+    table = jax.tree.map(lambda leaf: np.asarray(leaf, x_T.dtype), table)
     registers = (table.init * x_T, *[jnp.zeros_like(x_T)] * (table.rows.update.shape[1] - 1))
     result = []
     for k in range(table.num_calls):

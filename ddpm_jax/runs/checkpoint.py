@@ -32,7 +32,7 @@ from ddpm_jax.config.fields import at_least
 from ddpm_jax.config.run import Config, differences, from_dict, to_dict
 from ddpm_jax.host import processes
 from ddpm_jax.host.storage import Say, naming, write_atomically
-from ddpm_jax.runs.leaves import describe, listing, misfits
+from ddpm_jax.runs.leaves import describe, listing, misfits, undivided
 from ddpm_jax.runs.sealing import ITEMS, SEAL, damage, seal
 
 State = Any  # a dataclass with the step, int32, and what sealing.ITEMS names, under the names of FIELDS
@@ -134,7 +134,7 @@ class Checkpoints:
         Raises:
           OSError: this one, or the one before, cannot be written.
         """
-        items = {name: ocp.args.StandardSave(item) for name, item in items_of(state).items()}
+        items = {name: ocp.args.StandardSave(undivided(x)) for name, x in items_of(state).items()}
         with self._writing():
             self._manager.save(int(state.step), args=ocp.args.Composite(**items))
 

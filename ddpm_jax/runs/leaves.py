@@ -1,4 +1,4 @@
-"""What differs between two trees of arrays, leaf by leaf, for a person to read."""
+"""Trees of arrays, leaf by leaf: what differs between two for a person to read, and what Orbax is given."""
 
 from typing import Any
 
@@ -31,3 +31,17 @@ def listing(lines: list[str], most: int = 10) -> str:
     count = "1 leaf differs" if len(lines) == 1 else f"{len(lines)} leaves differ"
     rest = f"; and {len(lines) - most} more" if len(lines) > most else ""
     return f"{count}: {'; '.join(lines[:most])}{rest}"
+
+
+def undivided(tree: Any) -> Any:
+    """The same arrays, small ones that all devices have as those of the first.
+
+    Orbax divides what all have among them, by a program for every part of every shape: that saves time from about a
+    megabyte on.
+    """
+
+    def of(leaf: Any) -> Any:
+        small = isinstance(leaf, jax.Array) and leaf.nbytes < 2**20
+        return leaf.addressable_data(0) if small and leaf.is_fully_addressable and leaf.is_fully_replicated else leaf
+
+    return jax.tree.map(of, tree)

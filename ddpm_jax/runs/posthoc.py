@@ -28,6 +28,7 @@ from ddpm_jax.host import processes
 from ddpm_jax.names import choose
 from ddpm_jax.runs import checkpoint
 from ddpm_jax.runs.checkpoint import Say
+from ddpm_jax.runs.leaves import undivided
 from ddpm_jax.runs.sealing import damage, seal
 
 FOLDER, ITEM = "averages", "ema_stack"
@@ -131,7 +132,7 @@ def save(workdir: Path, state: Any, averages: Averages) -> None:
     partial = target.with_name(target.name + ".partial")
     rows = jax.tree.map(lambda leaf: leaf[len(averages.decays) :], state.ema_stack)
     with ocp.StandardCheckpointer() as writer:
-        writer.save(partial / ITEM, rows, force=True)
+        writer.save(partial / ITEM, undivided(rows), force=True)
     if processes.is_first():
         seal(partial)
         if target.exists():

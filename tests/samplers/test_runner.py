@@ -95,12 +95,17 @@ def test_eps_at_zero_snr_is_refused_by_the_runner_too():
         samplers.Runner(network, SHAPE, 10)(table, KEY, jnp.float32(1))
 
 
+@functools.cache
+def runner_of(prediction, max_calls):
+    """One for all tests that ask for the same."""
+    half = lambda: samplers.denoiser(lambda x, t: 0.5 * x, prediction=prediction, clip=1.0)
+    return samplers.Runner(half, (1, 2, 2, 1), max_calls=max_calls)
+
+
 @pytest.mark.parametrize("prediction", ["eps", *(pytest.param(p, marks=pytest.mark.slow) for p in ("x_0", "v"))])
 @pytest.mark.parametrize("name", CATALOGUE)
 def test_every_number_of_steps_is_finite(name, prediction):
-    run = samplers.Runner(
-        lambda: samplers.denoiser(lambda x, t: 0.5 * x, prediction=prediction, clip=1.0), (1, 2, 2, 1), max_calls=1999
-    )
+    run = runner_of(prediction, 1999)
     for n in (1, 2, 3, 7, 999, 1000):
         if n < CATALOGUE[name].least:
             with pytest.raises(ValueError, match=rf"num_steps must be a whole number in \[[24], 1000\], got {n}"):
@@ -143,15 +148,7 @@ ON_ANY_GRID = [
 @pytest.mark.slow
 @pytest.mark.parametrize("spread", GRIDS, ids=lambda spread: f"{spread.__module__.split('.')[-1]}.{spread.__name__}")
 def test_every_sampler_on_every_grid_is_finite(spread):
-    predictions = ("eps", "x_0", "v")
-    runs = [
-        samplers.Runner(
-            lambda prediction=prediction: samplers.denoiser(lambda x, t: 0.5 * x, prediction=prediction, clip=1.0),
-            (1, 2, 2, 1),
-            max_calls=20,
-        )
-        for prediction in predictions
-    ]
+    runs = [runner_of(prediction, 20) for prediction in ("eps", "x_0", "v")]
     for n in (1, 2, 3, 7, 999, 1000):
         try:
             grid = spread(S, n)
