@@ -336,11 +336,12 @@ def test_what_a_machine_says(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_processes", [1, 2])
-def test_20_kills_at_random_moments(num_processes):
+@pytest.mark.parametrize("num_processes, kills", [(1, 20), (2, 10)])
+def test_kills_at_random_moments(num_processes, kills):
     """kill -9, half of them while a checkpoint is written: every resume has the bits of a run that was left alone."""
-    command = [sys.executable, "experiments/chaos.py", "--kills", "20", "--processes", str(num_processes)]
+    command = [sys.executable, "experiments/chaos.py", "--kills", str(kills), "--processes", str(num_processes)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     tally = json.loads(done.stdout.splitlines()[-1].partition("; ")[2])
-    assert tally["kills"] == 20 and tally["while_saving"] >= 5 and tally["compared"] >= 15 and tally["runs"] >= 1
+    assert tally["kills"] == kills and tally["while_saving"] >= kills // 4
+    assert tally["compared"] >= 3 * kills // 4 and tally["runs"] >= 1
