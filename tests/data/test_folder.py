@@ -23,7 +23,8 @@ PNG = encoded(RGB, "PNG")
 def test_every_ending_that_pillow_reads(kind, tmp_path):
     """A picture of another kind beside a PNG is one of the set, and nothing is said."""
     ending = next(ending for ending, name in Image.registered_extensions().items() if name == kind)
-    images, said = read(write(tmp_path, {f"a{ending}": encoded(RGB, kind), "b.png": PNG}))
+    options = {"sizes": [RGB.size]} if kind == "ICO" else {}  # older Pillows write none below 16 x 16
+    images, said = read(write(tmp_path, {f"a{ending}": encoded(RGB, kind, **options), "b.png": PNG}))
     assert said == []
     np.testing.assert_array_equal(images, np.broadcast_to([3, 5, 7], (2, 4, 4, 3)))
 
@@ -126,8 +127,6 @@ def test_sizes_are_those_of_upright_pictures(kind, tmp_path):
     elif kind == "XMP":
         content = encoded(lying, "WEBP", lossless=True, xmp=b'<x:xmpmeta tiff:Orientation="6"></x:xmpmeta>')
     else:
-        if kind == "AVIF" and not AVIF:
-            pytest.skip("Pillow writes AVIF from 11.3 on")
         content = encoded(lying, kind, exif=turned(), **({"lossless": True} if kind == "WEBP" else {}))
     upright, stored = (encoded(Image.new("L", size), "PNG") for size in ((8, 12), (12, 8)))
     images, _ = read(write(tmp_path / "one", {"a.jpg": content, "b.png": upright}))
@@ -143,10 +142,6 @@ def test_sizes_are_those_of_upright_pictures(kind, tmp_path):
 
 WORDS = np.arange(16, dtype=">u2") * 100
 J2K = encoded(RGB, "JPEG2000", no_jp2=True)
-
-
-Image.init()
-AVIF = "AVIF" in Image.SAVE  # from Pillow 11.3 on
 
 
 def deep_avif():
@@ -171,7 +166,7 @@ DEEP = {
     "rgb.sgi": (struct.pack(">hBBHHHHii4x80si404x", 474, 0, 2, 3, 2, 2, 3, 0, 65535, b"", 0) + bytes(24), "RGB;16"),
     "float.pfm": (b"Pf\n1 1\n-1.0\n" + struct.pack("<f", 0.5), "F"),
     "rgb.j2k": (J2K[:42] + b"\x0f\x01\x01" * 3 + J2K[51:], "RGB;16"),
-    **({"ten.avif": (deep_avif(), "RGB;10")} if AVIF else {}),
+    "ten.avif": (deep_avif(), "RGB;10"),
     "int.tif": (encoded(Image.new("I", (2, 2)), "TIFF"), "I"),
     "lab.tif": (encoded(Image.new("LAB", (2, 2)), "TIFF"), "LAB"),
 }
