@@ -61,6 +61,14 @@ def test_imports_point_left(path):
         assert root not in ("torch", "tensorflow"), f"{path} imports {name}"
 
 
+@pytest.mark.parametrize("name", ["loop", "step", "mesh", "accumulation", "state", "task", "guards", "begin", "ema"])
+def test_the_training_loop_knows_nothing_of_diffusion(name):
+    diffusion = {"build", "conditions", "models", "objectives", "process", "samplers", "schedules", "timesteps"}
+    found = imports(PACKAGE / "train" / f"{name}.py")
+    assert not {part.split(".")[1] for part in found if part.startswith("ddpm_jax.")} & diffusion
+    assert not any(part.startswith("ddpm_jax.train.tasks.") for part in found)
+
+
 def test_only_the_command_line_prints():
     for path in PACKAGE.rglob("*.py"):
         calls = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]

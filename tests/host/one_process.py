@@ -1,9 +1,10 @@
-"""One of several processes of a test: python -m tests.host.one_process WORKDIR RECORD COORDINATOR N ID [OPTION ...].
+"""One of several processes of a test: python -m tests.host.one_process WORKDIR TASK RECORD COORDINATOR N ID [OPTION]*.
 
-Trains tests.host.test_processes.CONFIG with the options of `ddpm-jax train`, and writes into RECORD, if it is not "-",
-every example (x_0, t, eps) that a loss was computed of.
+Trains a task of tests.runs.test_checkpoint.TASKS as tests.host.test_processes.CONFIG says, with the options of
+`ddpm-jax train`. Writes into RECORD, if it is not "-", every example (x_0, t, eps) that diffusion computed a loss of.
 """
 
+import functools
 import sys
 
 import jax
@@ -11,9 +12,11 @@ import numpy as np
 
 from ddpm_jax import build, cli
 from ddpm_jax.cli import train
+from ddpm_jax.train import loop
 from tests.host import test_processes
+from tests.runs.test_checkpoint import TASKS
 
-workdir, record, coordinator, n, i, *options = sys.argv[1:]
+workdir, task, record, coordinator, n, i, *options = sys.argv[1:]
 examples = []
 
 
@@ -35,6 +38,7 @@ def recorded(make):
 if record != "-":
     build.make_objective = recorded(build.make_objective)
 train.Config = lambda: test_processes.CONFIG
+loop.fit = functools.partial(loop.fit, make_task=TASKS[task])
 several = [] if n == "1" else ["--coordinator", coordinator, "--num-processes", n, "--process-id", i]
 cli.main(["train", "--workdir", workdir, *several, *options])
 if record != "-":

@@ -22,7 +22,7 @@ from ddpm_jax.runs import checkpoint, posthoc
 from ddpm_jax.train import loop
 from ddpm_jax.train.metrics import read_metrics
 from tests.runs.test_checkpoint import CONFIG as RUN
-from tests.runs.test_checkpoint import Notes, assert_same_leaves, named
+from tests.runs.test_checkpoint import TASKS, Notes, assert_same_leaves, named
 from tests.runs.test_checkpoint import leaves as leaves_of
 
 # Adam turns rounding into steps of its rate where a gradient is nearly 0.
@@ -51,7 +51,7 @@ def optax_promotes():
         yield
 
 
-def launch(workdir, num_processes, num_devices, *options, record=False):
+def launch(workdir, num_processes, num_devices, *options, record=False, task="diffusion"):
     """The processes of one run, each with so many devices, started."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -65,6 +65,7 @@ def launch(workdir, num_processes, num_devices, *options, record=False):
             "-m",
             "tests.host.one_process",
             workdir,
+            task,
             seen,
             coordinator,
             num_processes,
@@ -89,15 +90,15 @@ def ended(started, timeout=900):
     return results
 
 
-def train(workdir, num_processes, num_devices, *options, record=False):
+def train(workdir, num_processes, num_devices, *options, record=False, task="diffusion"):
     """A run that goes well: what its first process said."""
-    results = ended(launch(workdir, num_processes, num_devices, *options, record=record))
+    results = ended(launch(workdir, num_processes, num_devices, *options, record=record, task=task))
     assert [status for status, _, _ in results] == [0] * num_processes, results
     return results[0][1] + results[0][2]
 
 
-def leaves(workdir, items=ITEMS):
-    return leaves_of(workdir, items)
+def leaves(workdir, items=ITEMS, task="diffusion"):
+    return leaves_of(workdir, items, TASKS[task])
 
 
 def losses(workdir):
@@ -126,6 +127,14 @@ def two(tmp_path_factory):
     """Two processes with 2 devices each."""
     workdir = tmp_path_factory.mktemp("runs") / "two"
     train(workdir, 2, 2, record=True)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def cheap(tmp_path_factory):
+    """As `two`, of a task that is none of diffusion's."""
+    workdir = tmp_path_factory.mktemp("runs") / "cheap"
+    train(workdir, 2, 2, task="least_squares")
     return workdir
 
 
@@ -170,13 +179,25 @@ def test_one_device_is_four(one, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mesh", ["data 2 fsdp 2", "fsdp 4"])
-def test_a_mesh_over_two_processes(one, tmp_path, mesh):
+def test_two_processes_are_one_for_every_task(cheap, tmp_path):
+    """The losses and the state, that of the task too, of least squares; but for the rounding of sums."""
+    train(tmp_path / "run", 1, 4, task="least_squares")
+    np.testing.assert_allclose(losses(cheap), losses(tmp_path / "run"), rtol=1e-5)
+    items = (*ITEMS, "timestep_state", "ema_stack")
+    a, b = (leaves(workdir, items, "least_squares") for workdir in (cheap, tmp_path / "run"))
+    assert a.keys() == b.keys() and {"timestep_state.total", "timestep_state.last"} <= a.keys()
+    for name, leaf in a.items():
+        np.testing.assert_allclose(leaf, b[name], rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task, mesh", [("least_squares", "data 2 fsdp 2"), ("diffusion", "fsdp 4")])
+def test_a_mesh_over_two_processes(one, cheap, tmp_path, task, mesh):
     """fsdp 4 divides every large array over both processes, and saves and gathers it from there."""
-    options = ["--parallel.mesh", *mesh.split()]
-    train(tmp_path / "run", 2, 2, *options, "--train.num-steps", 25)
-    train(tmp_path / "run", 2, 2, *options)
-    np.testing.assert_allclose(losses(tmp_path / "run"), losses(one), rtol=1e-5)
+    options, alone = ["--parallel.mesh", *mesh.split()], {"diffusion": one, "least_squares": cheap}[task]
+    train(tmp_path / "run", 2, 2, *options, "--train.num-steps", 25, task=task)
+    train(tmp_path / "run", 2, 2, *options, task=task)
+    np.testing.assert_allclose(losses(tmp_path / "run"), losses(alone), rtol=1e-5)
     assert (tmp_path / "run" / "samples.png").is_file()
 
 
@@ -209,9 +230,9 @@ def test_a_run_moves_between_one_and_two_processes(one, two, tmp_path):
     np.testing.assert_allclose(losses(run), losses(one), rtol=1e-5)
 
 
-def interrupted(workdir, num_processes, num_devices, send, step, *options):
+def interrupted(workdir, num_processes, num_devices, send, step, *options, task="diffusion"):
     """A run of which some processes are sent a signal after a step, just then."""
-    started = launch(workdir, num_processes, num_devices, *options)
+    started = launch(workdir, num_processes, num_devices, *options, task=task)
     with contextlib.ExitStack() as stack:
         stack.callback(lambda: [process.kill() for process in started])
         deadline = time.monotonic() + 900
@@ -242,15 +263,15 @@ def test_sigterm_saves_and_exits_0(one, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("send", [(0, signal.SIGTERM), (signal.SIGTERM, signal.SIGTERM)], ids=["one", "both"])
-def test_sigterm_of_one_process_stops_all(two, tmp_path, send):
+def test_sigterm_of_one_process_stops_all(cheap, tmp_path, send):
     run = tmp_path / "run"
-    results = ended(interrupted(run, 2, 2, send, 3, *LONG))
+    results = ended(interrupted(run, 2, 2, send, 3, *LONG, task="least_squares"))
     assert [status for status, _, _ in results] == [0, 0], results
     stopped = int(re.search(r"stopped after (\d+) steps", results[0][1])[1])
     assert [int(p.name) for p in (run / "checkpoints").iterdir()] == [stopped]
-    train(run, 2, 2, "--train.num-steps", max(50, stopped + 1))
+    train(run, 2, 2, "--train.num-steps", max(50, stopped + 1), task="least_squares")
     if stopped < 50:
-        assert_same_leaves(leaves(run), leaves(two))
+        assert_same_leaves(leaves(run, task="least_squares"), leaves(cheap, task="least_squares"))
 
 
 @pytest.mark.slow
@@ -258,7 +279,7 @@ def test_sigterm_of_one_process_stops_all(two, tmp_path, send):
 def test_a_lost_process_ends_the_others(tmp_path, lost):
     """Within 60 seconds, with a message that names it: by its number, or as the leader, which 0 is."""
     send = [signal.SIGKILL if i == lost else 0 for i in range(2)]
-    results = ended(interrupted(tmp_path / "run", 2, 2, send, 3, *LONG), timeout=60)
+    results = ended(interrupted(tmp_path / "run", 2, 2, send, 3, *LONG, task="least_squares"), timeout=60)
     status, out, err = results[1 - lost]
     assert results[lost][0] == -signal.SIGKILL and status != 0
     assert f"(process {1 - lost} of 2, on " in out
@@ -285,7 +306,7 @@ def test_a_checkpoint_after_minutes(tmp_path, monkeypatch):
             now[0] += 60
 
     monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
-    loop.fit(config, tmp_path / "run", Minutes())
+    loop.fit(config, tmp_path / "run", Minutes(), TASKS["least_squares"])
     assert sorted(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir()) == [2, 4, 5]
     with pytest.raises(ValueError, match=r"train.checkpoint_minutes must be positive, got 0"):
         dataclasses.replace(Config(), train=dataclasses.replace(CONFIG.train, checkpoint_minutes=0))

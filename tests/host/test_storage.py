@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import functools
 import os
 import re
 import resource
@@ -21,20 +22,22 @@ from ddpm_jax.host import storage
 from ddpm_jax.runs import checkpoint, environment
 from ddpm_jax.train import loop, metrics
 from tests.runs import test_checkpoint
-from tests.runs.test_checkpoint import assert_same_leaves, fit
-from tests.runs.test_checkpoint_guards import EXPERIMENT, REPOSITORY, held, named, optax_promotes, whole
+from tests.runs.test_checkpoint import TASKS, assert_same_leaves, fit
+from tests.runs.test_checkpoint_guards import EXPERIMENT, REPOSITORY, cheap, held, named, optax_promotes, whole
 
-__all__ = ["optax_promotes", "whole"]  # fixtures
+__all__ = ["cheap", "optax_promotes", "whole"]  # fixtures
 
 
 # ------------------------------------------------------------------------------------------------- disks that fail
 
 # Runs the command line; before step 5 is counted, something happens to the run's directory.
 FAILS = """
-import resource, shutil, sys
+import functools, resource, shutil, sys
 from pathlib import Path
 from ddpm_jax import cli
 from ddpm_jax.cli import train
+from ddpm_jax.train import loop
+from tests.runs.test_checkpoint import TASKS
 
 workdir = Path(sys.argv[1])
 HAPPENS = {
@@ -52,14 +55,15 @@ class Bar(train.Bar):
         super().step(step)
 
 train.Bar = Bar
+loop.fit = functools.partial(loop.fit, make_task=TASKS[sys.argv[4]])
 cli.main(["train", sys.argv[3], "--workdir", sys.argv[1]])
 """
 
 
-def fails(tmp_path, what):
+def fails(tmp_path, what, task):
     """What `ddpm-jax train` printed as its error when this happened to its directory."""
     (tmp_path / "experiment.py").write_text(EXPERIMENT)
-    command = [sys.executable, "-c", FAILS, str(tmp_path / "run"), what, str(tmp_path / "experiment.py")]
+    command = [sys.executable, "-c", FAILS, str(tmp_path / "run"), what, str(tmp_path / "experiment.py"), task]
     variables = os.environ | {"PYTHONPATH": str(REPOSITORY), "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     start = time.monotonic()
     done = subprocess.run(command, cwd=REPOSITORY, env=variables, capture_output=True, text=True, timeout=300)
@@ -71,17 +75,17 @@ def fails(tmp_path, what):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "what, number, path",
+    "what, task, number, path",
     [
-        ("full", errno.EFBIG, r"run/(checkpoints|tensorboard)"),
-        ("vanished", errno.ENOENT, r"run/checkpoints"),
-        ("unwritable", errno.ENOTDIR, r"run/checkpoints"),
+        ("full", "diffusion", errno.EFBIG, r"run/(checkpoints|tensorboard)"),
+        ("vanished", "least_squares", errno.ENOENT, r"run/checkpoints"),
+        ("unwritable", "least_squares", errno.ENOTDIR, r"run/checkpoints"),
     ],
 )
-def test_a_disk_that_fails_while_training(what, number, path, whole, tmp_path):
+def test_a_disk_that_fails_while_training(what, task, number, path, whole, cheap, tmp_path):
     """One line that names the path; the last good checkpoint is as it was, and the run goes on from it, bit for bit."""
     run = tmp_path / "run"
-    line = fails(tmp_path, what)
+    line = fails(tmp_path, what, task)
     assert re.search(rf"ddpm-jax: \[Errno {number}\] {os.strerror(number)}: '.*{path}", line), line
     if what == "vanished":
         # What was being written may have made its folders anew; there is no checkpoint in them.
@@ -91,11 +95,12 @@ def test_a_disk_that_fails_while_training(what, number, path, whole, tmp_path):
     if what == "unwritable":
         (run / "checkpoints").unlink()
         shutil.move(run / "elsewhere", run / "checkpoints")
-    before = held(run)
+    state = functools.partial(held, make_task=TASKS[task])
+    before = state(run)
     assert int(before.step) in (2, 4)  # 4 may have been on its way
-    notes = fit(run)
+    notes = fit(run, make_task=TASKS[task])
     assert notes.said == [] and notes.seen[0] == int(before.step)
-    assert_same_leaves(named(held(run)), named(held(whole)))
+    assert_same_leaves(named(state(run)), named(state({"diffusion": whole, "least_squares": cheap}[task])))
 
 
 @pytest.mark.slow
@@ -242,7 +247,7 @@ def test_a_picture_that_cannot_be_read_for_a_moment(tmp_path, at_once, monkeypat
 
 
 @pytest.mark.slow
-def test_a_run_on_a_disk_that_fails_now_and_then(whole, tmp_path, at_once, monkeypatch):
+def test_a_run_on_a_disk_that_fails_now_and_then(cheap, tmp_path, at_once, monkeypatch):
     """Opening the data, reading a batch, writing two checkpoints, also the last: told, and bit for bit the same."""
     loads, reads = [OSError(errno.ESTALE, "data")], []
 
@@ -263,8 +268,9 @@ def test_a_run_on_a_disk_that_fails_now_and_then(whole, tmp_path, at_once, monke
         seal(directory)
 
     monkeypatch.setattr(checkpoint, "seal", flaky_seal)
-    notes = fit(tmp_path / "run")
+    notes = fit(tmp_path / "run", make_task=TASKS["least_squares"])
     assert notes.seen == list(range(9)) and reads[0].calls == 10
     again = [line for line in notes.said if "trying again in 0 s" in line]  # the run's other lines say its defaults
     assert len(again) == 5 and sum("attempt 3 of 5" in line for line in again) == 1, again
-    assert_same_leaves(named(held(tmp_path / "run")), named(held(whole)))
+    found, expected = (held(workdir, make_task=TASKS["least_squares"]) for workdir in (tmp_path / "run", cheap))
+    assert_same_leaves(named(found), named(expected))

@@ -1,6 +1,7 @@
 """Runs that are stopped, damaged and moved."""
 
 import dataclasses
+import functools
 import json
 import shutil
 import signal
@@ -25,9 +26,10 @@ from ddpm_jax.config.run import (
     TrainConfig,
 )
 from ddpm_jax.runs import checkpoint, sealing
-from ddpm_jax.train import loop
+from ddpm_jax.train import loop, tasks
 from ddpm_jax.train.metrics import MetricsLog, read_metrics
 from ddpm_jax.train.state import TrainState
+from tests.train.tasks import least_squares
 
 # Everything a state can hold: t is drawn by importance, and so few t that their histories are full at step 3.
 CONFIG = Config(
@@ -73,15 +75,16 @@ def with_steps(n, config=CONFIG):
     return dataclasses.replace(config, train=dataclasses.replace(config.train, num_steps=n))
 
 
-def fit(workdir, config=CONFIG):
+def fit(workdir, config=CONFIG, make_task=tasks.make):
     notes = Notes()
-    loop.fit(config, workdir, notes)
+    loop.fit(config, workdir, notes, make_task)
     return notes
 
 
-def leaves(workdir, items=sealing.ITEMS):
+def leaves(workdir, items=sealing.ITEMS, make_task=tasks.make):
     """All arrays of the newest checkpoint, by name."""
-    template = on_first_device(jax.eval_shape(loop.prepare(checkpoint.load_run(workdir).config).init))
+    run = loop.prepare(checkpoint.load_run(workdir).config, make_task=make_task)
+    template = on_first_device(jax.eval_shape(run.init))
     wanted = checkpoint.items_of(template)
     with checkpoint.checkpoints(workdir) as saved:
         return {
@@ -108,27 +111,37 @@ def on_first_device(template):
 
 
 def assert_same_leaves(a, b):
-    assert a.keys() == b.keys() and len(a) > 50
+    assert a.keys() == b.keys() and len(a) >= 10
     for name in a:
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
+TASKS = {"diffusion": tasks.make, "least_squares": least_squares}
+every_task = pytest.mark.parametrize("task", TASKS)
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("runs") / "whole"
-    with jax.numpy_dtype_promotion("standard"):
-        notes = fit(workdir)
-    return workdir, notes
+    """(workdir, notes) of a run that was left alone, by the name of its task."""
+
+    @functools.cache
+    def whole(task):
+        workdir = tmp_path_factory.mktemp("runs") / task
+        with jax.numpy_dtype_promotion("standard"):
+            return workdir, fit(workdir, make_task=TASKS[task])
+
+    return whole
 
 
 # ------------------------------------------------------------------------------------------------------- identities
 
 
-def test_n_steps_are_k_steps_and_a_resume_bitwise(uninterrupted, tmp_path):
-    whole, notes = uninterrupted
-    first, second = fit(tmp_path / "run", with_steps(4)), fit(tmp_path / "run")
+@every_task
+def test_n_steps_are_k_steps_and_a_resume_bitwise(uninterrupted, tmp_path, task):
+    (whole, notes), make = uninterrupted(task), TASKS[task]
+    first, second = fit(tmp_path / "run", with_steps(4), make), fit(tmp_path / "run", make_task=make)
     assert first.seen == [0, 1, 2, 3, 4] and second.seen == [4, 5, 6, 7, 8] and notes.seen == list(range(9))
-    assert_same_leaves(leaves(tmp_path / "run"), leaves(whole))
+    assert_same_leaves(leaves(tmp_path / "run", make_task=make), leaves(whole, make_task=make))
     assert first.logged + second.logged == notes.logged
     metrics = lambda w: [(m["step"], m["loss"]) for m in read_metrics(w / "metrics.jsonl")]
     assert metrics(tmp_path / "run") == metrics(whole) == notes.logged
@@ -136,48 +149,49 @@ def test_n_steps_are_k_steps_and_a_resume_bitwise(uninterrupted, tmp_path):
 
 
 def test_a_finished_run_changes_nothing_but_its_pictures(uninterrupted):
-    whole, _ = uninterrupted
-    before = leaves(whole)
-    assert fit(whole).seen == [8]
-    assert_same_leaves(leaves(whole), before)
+    whole, _ = uninterrupted("least_squares")
+    before = leaves(whole, make_task=least_squares)
+    assert fit(whole, make_task=least_squares).seen == [8]
+    assert_same_leaves(leaves(whole, make_task=least_squares), before)
 
 
 KILLED = """
 import dataclasses, os, signal, sys
 from pathlib import Path
-from tests.runs.test_checkpoint import CONFIG, Notes, loop
+from tests.runs.test_checkpoint import CONFIG, TASKS, Notes, loop
 
 class Killed(Notes):
     def step(self, step):
         if step == int(sys.argv[2]):
             os.kill(os.getpid(), signal.SIGKILL)
 
-loop.fit(CONFIG, Path(sys.argv[1]), Killed())
+loop.fit(CONFIG, Path(sys.argv[1]), Killed(), TASKS[sys.argv[3]])
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", [1, 5, 7])
-def test_kill_9_and_resume_bitwise(uninterrupted, tmp_path, step):
-    whole, _ = uninterrupted
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, str(tmp_path / "run"), str(step)], cwd=Path(__file__).parent.parent.parent
-    )
-    assert killed.returncode == -signal.SIGKILL
-    resumed = fit(tmp_path / "run")
+@pytest.mark.parametrize(
+    "task, step", [("diffusion", 5), ("least_squares", 1), ("least_squares", 5), ("least_squares", 7)]
+)
+def test_kill_9_and_resume_bitwise(uninterrupted, tmp_path, task, step):
+    (whole, _), make = uninterrupted(task), TASKS[task]
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "run"), str(step), task]
+    assert subprocess.run(command, cwd=Path(__file__).parent.parent.parent).returncode == -signal.SIGKILL
+    resumed = fit(tmp_path / "run", make_task=make)
     # Step 4's checkpoint may still have been on its way when step 5 was killed; then it goes on from 2.
     assert resumed.seen[0] in {1: [0], 5: [2, 4], 7: [4, 6]}[step]
-    assert_same_leaves(leaves(tmp_path / "run"), leaves(whole))
+    assert_same_leaves(leaves(tmp_path / "run", make_task=make), leaves(whole, make_task=make))
     assert [m["step"] for m in read_metrics(tmp_path / "run" / "metrics.jsonl")] == [2, 4, 6, 8]
 
 
 @pytest.mark.slow
-def test_restoring_onto_another_number_of_devices(uninterrupted):
+@every_task
+def test_restoring_onto_another_number_of_devices(uninterrupted, task):
     """The run used 4 devices: the same arrays come back on 1 and on 2, and go on training there."""
-    whole, _ = uninterrupted
-    expected = leaves(whole)
+    (whole, _), make = uninterrupted(task), TASKS[task]
+    expected = leaves(whole, make_task=make)
     for n in (1, 2):
-        run = loop.prepare(with_steps(9), jax.local_devices()[:n])
+        run = loop.prepare(with_steps(9), jax.local_devices()[:n], make_task=make)
         template = loop.step.replicated(jax.eval_shape(run.init), run.devices)
         with checkpoint.checkpoints(whole) as saved:
             state = saved.restore(template, print)
@@ -211,7 +225,7 @@ def test_asynchronous_saves_hold_the_state_they_were_given(tmp_path):
 @pytest.fixture
 def run(uninterrupted, tmp_path):
     """A copy of the finished run, to be damaged. It has checkpoints 6 and 8."""
-    shutil.copytree(uninterrupted[0], tmp_path / "run")
+    shutil.copytree(uninterrupted("least_squares")[0], tmp_path / "run")
     assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["6", "8"]
     return tmp_path / "run"
 
@@ -248,16 +262,17 @@ def test_any_damage_to_any_file_is_seen(run):
 )
 def test_a_damaged_checkpoint_falls_back_to_the_last_good_one(run, uninterrupted, damage, item):
     damage(largest(run / "checkpoints" / "8" / item))  # every kind of damage to every file: test_damage
-    notes = fit(run)
+    notes = fit(run, make_task=least_squares)
     assert notes.seen == [6, 7, 8]
     assert len(notes.said) == 1 and "checkpoint 8 is damaged (" in notes.said[0] and "going on from 6" in notes.said[0]
-    assert_same_leaves(leaves(run), leaves(uninterrupted[0]))
+    whole, _ = uninterrupted("least_squares")
+    assert_same_leaves(leaves(run, make_task=least_squares), leaves(whole, make_task=least_squares))
     assert (run / "damaged" / "8").is_dir()  # set aside, not deleted
 
 
 def test_sampling_from_a_damaged_checkpoint_moves_nothing(run):
     truncate(largest(run / "checkpoints" / "8" / "ema_params"))
-    said, template = [], jax.eval_shape(loop.prepare(CONFIG).init).ema_params
+    said, template = [], jax.eval_shape(loop.prepare(CONFIG, make_task=least_squares).init).ema_params
     checkpoint.restore_ema_and_step(run, template, said.append)
     assert len(said) == 1 and "checkpoint 8 is damaged (" in said[0] and "using 6" in said[0]
     assert (run / "checkpoints" / "8").is_dir()
@@ -267,7 +282,7 @@ def test_all_checkpoints_damaged_is_an_error_that_lists_them(run):
     for step in (6, 8):
         flip_a_bit(largest(run / "checkpoints" / str(step) / "params"))
     with pytest.raises(ValueError, match=r"every checkpoint in .* is damaged \(8: .*; 6: .*\)"):
-        fit(run)
+        fit(run, make_task=least_squares)
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["6", "8"]
 
 
@@ -277,20 +292,20 @@ def test_a_half_written_checkpoint_is_not_taken_for_one(run):
     start = json.loads((run / "environment.jsonl").read_text().splitlines()[-1])
     start["versions"]["jax"] = "0.9"
     (run / "environment.jsonl").write_text(json.dumps(start) + "\n")
-    notes = fit(run)
+    notes = fit(run, make_task=least_squares)
     assert notes.seen == [8]
     assert [said for said in notes.said if f"jax 0.9, now {jax.__version__}: not in the bits" in said]
-    assert fit(run).said == []
+    assert fit(run, make_task=least_squares).said == []
 
 
 @pytest.mark.slow
 def test_without_a_seal(run):
     (run / "checkpoints" / "8" / "seal.json").unlink()
-    notes = fit(run)
+    notes = fit(run, make_task=least_squares)
     assert notes.seen == [6, 7, 8] and "no seal.json" in notes.said[0]
     for step in (6, 8):
         (run / "checkpoints" / str(step) / "seal.json").unlink()
-    notes = fit(run)
+    notes = fit(run, make_task=least_squares)
     assert notes.seen == list(range(9)) and "going on from the beginning" in notes.said[-1]
 
 
@@ -308,10 +323,10 @@ def test_other_data_under_the_same_name_is_refused(tmp_path):
     pictures = np.random.RandomState(0).randint(0, 256, (9, 8, 8, 1)).astype(np.uint8)
     config = with_steps(1, dataclasses.replace(CONFIG, data=DataConfig(name=str(tmp_path / "x.npy"))))
     np.save(tmp_path / "x.npy", pictures)
-    fit(tmp_path / "run", config)
+    fit(tmp_path / "run", config, least_squares)
     np.save(tmp_path / "x.npy", pictures[:8])
     with pytest.raises(ValueError, match="num_examples of the data: 9, now 8"):
-        fit(tmp_path / "run", config)
+        fit(tmp_path / "run", config, least_squares)
 
 
 @pytest.mark.parametrize(
@@ -337,7 +352,7 @@ def test_a_directory_with_other_files_is_refused(tmp_path):
 
 
 def test_the_directory_says_what_the_run_is(uninterrupted):
-    whole, _ = uninterrupted
+    whole, _ = uninterrupted("least_squares")
     info = checkpoint.load_run(whole)
     assert info == checkpoint.RunInfo(CONFIG, (8, 8, 1), 1797)
     first = json.loads((whole / "environment.jsonl").read_text().splitlines()[0])
@@ -362,8 +377,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(tmp_path):
         CONFIG, optimizer=OptimizerConfig(learning_rate=1e30, warmup_steps=0, decay_steps=None, clip_norm=1e30)
     )
     with pytest.raises(FloatingPointError, match=r"(loss|grad_norm) of step \d is (nan|inf)"):
-        fit(tmp_path / "run", config)
-    template = jax.eval_shape(loop.prepare(CONFIG).init)
+        fit(tmp_path / "run", config, least_squares)
+    template = jax.eval_shape(loop.prepare(CONFIG, make_task=least_squares).init)
     if any((tmp_path / "run" / "checkpoints").glob("[0-9]*")):
         assert np.isfinite(
             jax.tree.leaves(checkpoint.restore_ema_and_step(tmp_path / "run", template.ema_params, print)[0])[0]

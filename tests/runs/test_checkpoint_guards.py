@@ -21,8 +21,9 @@ from ddpm_jax.cli.parsing import parse
 from ddpm_jax.cli.train import TrainArguments
 from ddpm_jax.config.run import OptimizerConfig, ParallelConfig
 from ddpm_jax.runs import checkpoint, leaves, sealing
-from ddpm_jax.train import begin, loop, state, task
+from ddpm_jax.train import begin, loop, state, task, tasks
 from tests.runs.test_checkpoint import CONFIG, Notes, assert_same_leaves, fit, named, on_first_device, with_steps
+from tests.train.tasks import least_squares
 from tests.train.test_step import CONFIG as ADAM
 from tests.train.test_step import HYBRID, SHORT, Small, diffusion, reader
 
@@ -48,10 +49,19 @@ def whole(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def half(whole, tmp_path_factory):
-    """The same run, stopped after 4 steps."""
+def cheap(tmp_path_factory):
+    """The same, of a task that is quick to compile."""
+    workdir = tmp_path_factory.mktemp("runs") / "cheap"
+    with jax.numpy_dtype_promotion("standard"):
+        fit(workdir, with_train(keep_checkpoints=4), least_squares)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def half(cheap, tmp_path_factory):
+    """That run, stopped after 4 steps."""
     workdir = tmp_path_factory.mktemp("runs") / "half"
-    shutil.copytree(whole, workdir)
+    shutil.copytree(cheap, workdir)
     for step in ("6", "8"):
         shutil.rmtree(workdir / "checkpoints" / step)
     return workdir
@@ -67,15 +77,18 @@ def with_train(config=CONFIG, **options):
     return dataclasses.replace(config, train=dataclasses.replace(config.train, **options))
 
 
-def held(workdir, template=None):
+def held(workdir, template=None, make_task=tasks.make):
     """The newest state of a run."""
     with checkpoint.checkpoints(workdir) as saved:
-        return saved.restore(template or run_template(), pytest.fail)
+        return saved.restore(template or run_template(make_task), pytest.fail)
 
 
 @functools.cache
-def run_template():
-    return on_first_device(jax.eval_shape(loop.prepare(CONFIG).init))
+def run_template(make_task=tasks.make):
+    return on_first_device(jax.eval_shape(loop.prepare(CONFIG, make_task=make_task).init))
+
+
+cheaply = functools.partial(held, make_task=least_squares)
 
 
 # ---------------------------------------------------------------------------------------------------- other devices
@@ -209,12 +222,12 @@ def test_beginning_with_the_parameters_of_another_run(whole, prepared, what, ite
     prepared.train_step(found, prepared.batch(0))  # donates every buffer once
 
 
-def test_a_fork_goes_on_as_the_other_run_would(whole, half, tmp_path):
+def test_a_fork_goes_on_as_the_other_run_would(cheap, half, tmp_path):
     """From step 4 to 8 in another directory: bit for bit the run that was never forked."""
-    notes = fit(tmp_path / "fork", with_train(begin_from=str(half), num_steps=8))
+    notes = fit(tmp_path / "fork", with_train(begin_from=str(half), num_steps=8), least_squares)
     assert notes.seen == [4, 5, 6, 7, 8]
     assert notes.said == [f"beginning with all of {half}, step 4"]
-    assert_same_leaves(named(held(tmp_path / "fork")), named(held(whole)))
+    assert_same_leaves(named(cheaply(tmp_path / "fork")), named(cheaply(cheap)))
     assert sorted(p.name for p in (half / "checkpoints").iterdir()) == ["2", "4"]
 
 
@@ -231,19 +244,19 @@ def test_it_begins_once(half, tmp_path):
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        loop.fit(config, run, stopped := Stops())
+        loop.fit(config, run, stopped := Stops(), least_squares)
     assert stopped.said == [f"beginning with ema of {other}, step 4"]
     written = json.loads((run / "config.json").read_text())["config"]["train"]
     assert written["begin_from"] == str(other) and written["begin_with"] == "ema"
     assert json.loads((run / "environment.jsonl").read_text())["begun_from_step"] == 4
     shutil.move(other, tmp_path / "elsewhere")
-    resumed = fit(run, config)
+    resumed = fit(run, config, least_squares)
     assert resumed.said == [] and resumed.seen == [0, 1, 2, 3, 4]
     shutil.move(tmp_path / "elsewhere", other)
-    fit(tmp_path / "again", config)
-    assert_same_leaves(named(held(run)), named(held(tmp_path / "again")))
+    fit(tmp_path / "again", config, least_squares)
+    assert_same_leaves(named(cheaply(run)), named(cheaply(tmp_path / "again")))
     with pytest.raises(ValueError, match=r"another configuration \(train.begin_from: .*, now None; train.begin_with"):
-        fit(run, with_steps(4))
+        fit(run, with_steps(4), least_squares)
 
 
 def test_other_settings_in_the_same_directory_are_told_how_to_go_on(half, tmp_path):
@@ -253,15 +266,16 @@ def test_other_settings_in_the_same_directory_are_told_how_to_go_on(half, tmp_pa
     (tmp_path / "a run_2").mkdir()
     changed = dataclasses.replace(with_steps(4), optimizer=dataclasses.replace(CONFIG.optimizer, learning_rate=1e-3))
     with pytest.raises(ValueError, match=r"optimizer\.learning_rate: 0\.006, now 0\.001.*choose another") as error:
-        fit(directory, changed)
+        fit(directory, changed, least_squares)
     options = str(error.value).partition("the same command with ")[2]
     expected = f"--train.begin-from '{directory}' --train.num-steps 8 --workdir '{directory}_3'"
     assert "go on from its step 4 with the new settings" in str(error.value) and options == expected
     arguments = parse(TrainArguments, shlex.split(options), "train", TrainArguments(changed))
     assert arguments.workdir is not None
-    assert fit(arguments.workdir, arguments.config).seen == [4, 5, 6, 7, 8]
+    assert fit(arguments.workdir, arguments.config, least_squares).seen == [4, 5, 6, 7, 8]
+    wider = dataclasses.replace(changed, model=dataclasses.replace(WIDER.model, channel_multipliers=(1, 2)))
     with pytest.raises(ValueError, match=r"now \(1, 2\).*\); choose another --workdir$"):
-        fit(directory, dataclasses.replace(changed, model=dataclasses.replace(WIDER.model, channel_multipliers=(1, 2))))
+        fit(directory, wider, least_squares)
 
 
 def test_an_optimizer_that_does_not_fit_begins_anew(whole):

@@ -64,6 +64,25 @@ class LeastSquares:
         return f"least squares with {num_parameters} parameters"
 
 
+@dataclasses.dataclass(frozen=True)
+class Breaking:
+    """A task that breaks at an example that is white all over: its loss or its gradient ("grad_norm") is NaN."""
+
+    task: Any
+    breaks: str | None
+
+    def __getattr__(self, name):
+        return getattr(self.task, name)
+
+    def gradient(self, state, batch, indices, batch_size):
+        means, said = self.task.gradient(state, batch, indices, batch_size)
+        white = jnp.any(jnp.all(batch["image"] == 255, axis=(1, 2, 3)))
+        broken = lambda tree: jax.tree.map(lambda leaf: jnp.where(white, jnp.nan, leaf), tree)
+        if self.breaks == "loss":
+            return means._replace(loss=broken(means.loss)), broken(said)
+        return means._replace(grads=broken(means.grads)), said
+
+
 def least_squares(config, say):
     """A `tasks.MakeTask`."""
 

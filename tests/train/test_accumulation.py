@@ -6,11 +6,10 @@ import numpy as np
 import optax
 import pytest
 
-from ddpm_jax import timesteps
 from ddpm_jax.train import task
 from ddpm_jax.train.accumulation import accumulated
-from tests.train.test_mesh import assert_close, prepare, record, run
-from tests.train.test_step import BATCH, HYBRID, SHORT, Small, diffusion
+from tests.train.test_mesh import SGD, assert_close, prepare, record, run
+from tests.train.test_step import BATCH, HYBRID, SHORT, Small, diffusion, every_task, has_learned
 
 INDICES = jnp.arange(8, dtype=jnp.uint32)
 
@@ -93,11 +92,11 @@ def test_draws_do_not_depend_on_micro_batches(sizes):
 
 
 @pytest.mark.parametrize("sizes", [{}, {"data": 2, "fsdp": 2}], ids=["pmap", "mesh"])
-def test_steps_do_not_depend_on_micro_batches(sizes):
-    options = {"objective": HYBRID, "schedule": SHORT}
-    (*_, expected), metrics = run(Small(2), {}, 6, **options)
-    (*_, after), metrics_of_parts = run(Small(2), sizes, 6, accumulate=2, **options)
-    assert timesteps.warmed_up(after.task_state)
+@every_task
+def test_steps_do_not_depend_on_micro_batches(sizes, make):
+    (*_, expected), metrics = run(make(SGD), {}, 6)
+    (*_, after), metrics_of_parts = run(make(SGD), sizes, 6, accumulate=2)
+    assert has_learned(after.task_state)
     assert_close(metrics_of_parts, metrics, rtol=1e-5)
     assert_close(after, expected, rtol=1e-5, atol=1e-6)
 
@@ -108,12 +107,12 @@ def test_micro_batches_are_unrolled_on_a_cpu():
     for sizes in ({}, {"fsdp": 4}):
         found = []
         for accumulate in (1, 2):
-            train_step, template, _, batch = prepare(Small(), sizes, accumulate=accumulate)
+            train_step, template, _, batch = prepare(diffusion(Small(), SGD), sizes, accumulate=accumulate)
             found.append(convolutions(train_step.lower(template, batch).compile()))
         assert found[1] == 2 * found[0] >= 8, sizes
 
 
 def test_examples_must_divide_into_micro_batches():
-    train_step, template, _, batch = prepare(Small(), {}, accumulate=4)
+    train_step, template, _, batch = prepare(diffusion(Small(), SGD), {}, accumulate=4)
     with pytest.raises(ValueError, match=r"accumulate 4 does not divide the 2 examples of each device .*8 on 4 dev"):
         train_step.lower(template, batch)

@@ -11,7 +11,7 @@ from ddpm_jax.config.run import OptimizerConfig
 from ddpm_jax.models.layers import Dense, ResBlock, conv3x3
 from ddpm_jax.train import state
 from tests.train.test_mesh import run
-from tests.train.test_step import small_unet
+from tests.train.test_step import diffusion, small_unet
 
 ADAM = OptimizerConfig(learning_rate=5e-3, warmup_steps=5, decay_steps=None)
 ON_MESH = {"data": 2, "fsdp": 2}
@@ -37,7 +37,7 @@ class OneBlock(nn.Module):
 
 
 def trained(model, sizes, num_steps):
-    return run(model, sizes, num_steps, optimizer=state.make_optimizer(ADAM))
+    return run(diffusion(model, state.make_optimizer(ADAM)), sizes, num_steps)
 
 
 def distance(a, b):

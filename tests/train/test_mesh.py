@@ -17,20 +17,19 @@ from ddpm_jax.cli.parsing import parse
 from ddpm_jax.cli.train import TrainArguments
 from ddpm_jax.config.run import Config, ObjectiveConfig, OptimizerConfig, ParallelConfig, differences, from_dict
 from ddpm_jax.runs import checkpoint
-from ddpm_jax.train import loop, mesh, state, step, task
+from ddpm_jax.train import loop, mesh, step, task
 from tests.helpers import assert_train_refuses
 from tests.runs.test_checkpoint import CONFIG as RUN
 from tests.runs.test_checkpoint import assert_same_leaves, fit, leaves, named, with_steps
 from tests.train.test_step import (
-    CONFIG,
-    HYBRID,
+    ADAM,
     IMPORTANCE,
-    OBJECTIVE,
     SHORT,
     Recorder,
-    S,
     Small,
     diffusion,
+    every_task,
+    has_learned,
     reader,
     small_unet,
 )
@@ -47,9 +46,8 @@ def optax_promotes():
         yield
 
 
-def prepare(model, sizes, *, optimizer=SGD, objective=OBJECTIVE, schedule=S, accumulate=1):
-    """(train_step, the template of its states, the state before step 0, its batch); sizes {} is pmap."""
-    trained = diffusion(model, optimizer, objective, schedule)
+def prepare(trained, sizes, accumulate=1):
+    """(train_step of a task, the template of its states, the state before step 0, its batch); sizes {} is pmap."""
     spread = loop.make_spread(ParallelConfig(sizes), jax.local_devices())
     train_step = spread.make_train_step(trained, ema_decay=0.5, accumulate=accumulate)
     init = lambda: task.init(trained, jax.random.key(0))
@@ -58,9 +56,9 @@ def prepare(model, sizes, *, optimizer=SGD, objective=OBJECTIVE, schedule=S, acc
     return train_step, template, train_state, spread.shard(reader(), 8)
 
 
-def run(model, sizes, num_steps, **options):
+def run(trained, sizes, num_steps, accumulate=1):
     """(the state before every step and after the last, the metrics of every step)."""
-    train_step, _, train_state, batch = prepare(model, sizes, **options)
+    train_step, _, train_state, batch = prepare(trained, sizes, accumulate)
     states, metrics = [jax.tree.map(np.array, train_state)], []
     for _ in range(num_steps):
         train_state, values = train_step(train_state, batch)
@@ -74,7 +72,7 @@ def record(sizes, accumulate=1):
     calls = []
     example = lambda t, x_t, mask: (float(t), np.asarray(x_t).tobytes(), np.asarray(mask).tobytes())
     model = Recorder(lambda x_t, t, mask: calls.extend(map(example, t, x_t, mask)))
-    run(model, sizes, 2, objective=ObjectiveConfig(timesteps="stratified"), accumulate=accumulate)
+    run(diffusion(model, SGD, ObjectiveConfig(timesteps="stratified")), sizes, 2, accumulate)
     jax.effects_barrier()
     return sorted(calls)
 
@@ -93,13 +91,13 @@ def test_every_draw_is_that_of_pmap(optimized):
         assert record(sizes) == pmapped, sizes
 
 
-def test_steps_are_those_of_pmap():
+@every_task
+def test_steps_are_those_of_pmap(make):
     """Six of them, with a learned variance, t by importance, and a gradient that is clipped by its global norm."""
-    options = {"objective": HYBRID, "schedule": SHORT}
-    (before, *_, after), metrics = run(Small(2), {}, 6, **options)
-    assert timesteps.warmed_up(after.task_state) and min(values["grad_norm"] for values in metrics) > 0.1
+    (before, *_, after), metrics = run(make(SGD), {}, 6)
+    assert has_learned(after.task_state) and min(values["grad_norm"] for values in metrics) > 0.1
     for sizes in MESHES:
-        (before_on_mesh, *_, after_on_mesh), metrics_on_mesh = run(Small(2), sizes, 6, **options)
+        (before_on_mesh, *_, after_on_mesh), metrics_on_mesh = run(make(SGD), sizes, 6)
         jax.tree.map(np.testing.assert_array_equal, before_on_mesh, before)
         assert_close(metrics_on_mesh, metrics, rtol=1e-5)
         assert_close(after_on_mesh, after, rtol=1e-5, atol=1e-6)
@@ -110,9 +108,9 @@ def test_steps_are_those_of_pmap():
 @pytest.mark.slow
 def test_importance_is_that_of_pmap():
     """Bit for bit: histories, and so every t, of a network that stays as it is (rate 1e-30)."""
-    options = {"optimizer": optax.sgd(1e-30), "objective": IMPORTANCE, "schedule": SHORT}
-    (*_, pmapped), _ = run(Small(), {}, 6, **options)
-    (*_, on_mesh), _ = run(Small(), {"data": 2, "fsdp": 2}, 6, **options)
+    trained = diffusion(Small(), optax.sgd(1e-30), IMPORTANCE, SHORT)
+    (*_, pmapped), _ = run(trained, {}, 6)
+    (*_, on_mesh), _ = run(trained, {"data": 2, "fsdp": 2}, 6)
     assert timesteps.warmed_up(pmapped.task_state)
     jax.tree.map(np.testing.assert_array_equal, on_mesh.task_state, pmapped.task_state)
 
@@ -138,9 +136,7 @@ def test_the_axis_that_is_sharded():
 def test_bytes_of_a_device_fall_with_fsdp(sizes):
     """After a step: parameters, average and optimizer of every device, exactly; the step's own result is its input."""
     fsdp = sizes.get("fsdp", 1)
-    train_step, template, train_state, batch = prepare(
-        Small(), sizes, optimizer=state.make_optimizer(CONFIG), objective=IMPORTANCE, schedule=SHORT
-    )
+    train_step, template, train_state, batch = prepare(diffusion(Small(), ADAM, IMPORTANCE, SHORT), sizes)
     train_state, _ = train_step(train_state, batch)
     for name in ("params", "ema_params", "opt_state"):
         arrays = jax.tree.leaves(getattr(train_state, name))
@@ -173,7 +169,7 @@ def elements_moved(text):
 )
 def test_devices_exchange_parameters_and_gradients_not_activations(model):
     """An activation of 8 images is larger than any parameter."""
-    train_step, template, _, batch = prepare(model, {"fsdp": 4})
+    train_step, template, _, batch = prepare(diffusion(model, SGD), {"fsdp": 4})
     given = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), batch)
     moved = elements_moved(train_step.lower(template, given).compile().as_text())
     sizes = [leaf.size for leaf in jax.tree.leaves(template.params)]
@@ -183,14 +179,14 @@ def test_devices_exchange_parameters_and_gradients_not_activations(model):
 
 
 def test_the_old_state_is_donated():
-    train_step, _, train_state, batch = prepare(Small(), {"fsdp": 4})
+    train_step, _, train_state, batch = prepare(diffusion(Small(), SGD), {"fsdp": 4})
     train_step(train_state, batch)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(train_state.params))
 
 
 def test_a_whole_copy_on_one_device():
     for sizes in ({}, {"data": 2, "fsdp": 2}):
-        _, _, train_state, _ = prepare(Small(), sizes)
+        _, _, train_state, _ = prepare(diffusion(Small(), SGD), sizes)
         whole = mesh.on_one_device(train_state.params)
         assert all(leaf.devices() == {jax.local_devices()[0]} for leaf in jax.tree.leaves(whole))
         jax.tree.map(np.testing.assert_array_equal, whole, jax.tree.map(np.asarray, train_state.params))
@@ -267,7 +263,7 @@ def test_a_users_error_is_one_line(options, message, tmp_path, monkeypatch, caps
 
 
 def test_a_batch_that_does_not_fit_is_refused_while_tracing():
-    train_step, template, _, batch = prepare(Small(), {"fsdp": 4}, accumulate=4)
+    train_step, template, _, batch = prepare(diffusion(Small(), SGD), {"fsdp": 4}, accumulate=4)
     given = {"image": jax.ShapeDtypeStruct(batch["image"].shape, jnp.uint8)}
     with pytest.raises(ValueError, match=r"train.accumulate 4 does not divide the 2 examples of each device"):
         train_step.lower(template, given)

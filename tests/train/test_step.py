@@ -16,11 +16,13 @@ from ddpm_jax.models.unet import UNet
 from ddpm_jax.train import ema, state, step, task
 from ddpm_jax.train.tasks.diffusion import Diffusion
 from tests.helpers import golden, relative
+from tests.train.tasks import LeastSquares
 
 S = schedules.linear(100)
 KEY = jax.random.key(5)
 BATCH = np.random.RandomState(0).randint(0, 256, (8, 4, 4, 1)).astype(np.uint8)
 CONFIG = OptimizerConfig(learning_rate=0.01, warmup_steps=2, decay_steps=None, clip_norm=0.1, ema_decay=0.5)
+ADAM = state.make_optimizer(CONFIG)
 OBJECTIVE = ObjectiveConfig()
 # Few enough t that their histories are full after a few batches.
 SHORT = schedules.linear(4, beta_end=0.5)
@@ -64,7 +66,7 @@ class Recorder(nn.Module):
         return x_t * self.param("scale", nn.initializers.ones, (1, 1, 1, 1))
 
 
-def diffusion(model, optimizer, objective=OBJECTIVE, schedule=S):
+def diffusion(model, optimizer=ADAM, objective=OBJECTIVE, schedule=S):
     """The task of a network that learns from BATCH."""
     return Diffusion(
         model,
@@ -76,24 +78,38 @@ def diffusion(model, optimizer, objective=OBJECTIVE, schedule=S):
     )
 
 
+# make(optimizer): what holds for each of these is the step's doing. Both have a state that learns from every example.
+TASKS = {
+    "diffusion": lambda optimizer: diffusion(Small(2), optimizer, HYBRID, SHORT),
+    "least_squares": lambda optimizer: LeastSquares(16, 8, KEY, optimizer),
+}
+every_task = pytest.mark.parametrize("make", TASKS.values(), ids=TASKS.keys())
+
+
+def has_learned(task_state):
+    """Whether a task's state has seen all that it learns from."""
+    if isinstance(task_state, timesteps.History):
+        return timesteps.warmed_up(task_state)
+    return task_state.total > 0 and len(set(np.asarray(task_state.last))) == 8
+
+
 def reader(batch=BATCH):
     """read(rows) -> those rows of a batch of records."""
     return lambda rows: {"image": batch[rows]}
 
 
-def prepare(model, num_devices, config=CONFIG, objective=OBJECTIVE, schedule=S):
-    """(train_step, the state before step 0 on these devices)."""
-    trained = diffusion(model, state.make_optimizer(config), objective, schedule)
+def prepare(trained, num_devices):
+    """(train_step of a task, the state before step 0 on these devices)."""
     devices = jax.local_devices()[:num_devices]
-    train_step = step.make_train_step(trained, ema_decay=config.ema_decay, devices=devices)
+    train_step = step.make_train_step(trained, ema_decay=CONFIG.ema_decay, devices=devices)
     train_state = jax.jit(lambda: task.init(trained, jax.random.key(0)))()
     sharding = jax.tree.map(lambda leaf: leaf.sharding, step.replicated(train_state, devices))
     return train_step, jax.device_put(train_state, sharding)
 
 
-def run(model, num_devices, num_steps=1, **options):
+def run(trained, num_devices, num_steps=1):
     """(the state before every step and after the last, the metrics of every step)."""
-    train_step, train_state = prepare(model, num_devices, **options)
+    train_step, train_state = prepare(trained, num_devices)
     batch = step.shard(reader(), 8, jax.local_devices()[:num_devices])
     states, metrics = [jax.tree.map(np.array, train_state)], []
     for _ in range(num_steps):
@@ -113,7 +129,7 @@ def test_every_draw_is_the_same_on_1_2_and_4_devices(sampler):
         calls = []
         example = lambda t, x_t, mask: (float(t), np.asarray(x_t).tobytes(), np.asarray(mask).tobytes())
         record = lambda x_t, t, mask: calls.extend(map(example, t, x_t, mask))
-        run(Recorder(record), num_devices, num_steps=2, objective=ObjectiveConfig(timesteps=sampler))
+        run(diffusion(Recorder(record), objective=ObjectiveConfig(timesteps=sampler)), num_devices, 2)
         jax.effects_barrier()
         return sorted(calls)
 
@@ -125,21 +141,23 @@ def test_every_draw_is_the_same_on_1_2_and_4_devices(sampler):
 @pytest.mark.slow
 def test_importance_is_the_same_on_1_2_and_4_devices():
     """Bit for bit: histories, and so every t, of a network that stays as it is (rate 1e-30)."""
-    still = dataclasses.replace(CONFIG, learning_rate=1e-30)
-    options = {"num_steps": 6, "config": still, "objective": IMPORTANCE, "schedule": SHORT}
-    (*_, one), metrics = run(Small(), 1, **options)
+    still = state.make_optimizer(dataclasses.replace(CONFIG, learning_rate=1e-30))
+    trained = diffusion(Small(), still, IMPORTANCE, SHORT)
+    (*_, one), metrics = run(trained, 1, 6)
     assert timesteps.warmed_up(one.task_state) and len(set(losses_of(metrics))) == 6
     for n in (2, 4):
-        (*_, many), metrics_n = run(Small(), n, **options)
+        (*_, many), metrics_n = run(trained, n, 6)
         jax.tree.map(np.testing.assert_array_equal, many.task_state, one.task_state)
         np.testing.assert_allclose(losses_of(metrics_n), losses_of(metrics), rtol=1e-6)
 
 
-def test_states_agree_on_1_2_and_4_devices():
+@every_task
+def test_states_agree_on_1_2_and_4_devices(make):
     """Only the order of the gradient's sum differs. Adam divides by its size, so compare where it is not tiny."""
-    (*_, one), metrics = run(Small(2), 1, 6, objective=HYBRID, schedule=SHORT)
+    (*_, one), metrics = run(make(ADAM), 1, 6)
+    assert has_learned(one.task_state)
     for n in (2, 4):
-        (*_, many), metrics_n = run(Small(2), n, 6, objective=HYBRID, schedule=SHORT)
+        (*_, many), metrics_n = run(make(ADAM), n, 6)
         np.testing.assert_allclose(losses_of(metrics_n), losses_of(metrics), rtol=1e-4)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), many.params, one.params)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), many.task_state, one.task_state)
@@ -148,7 +166,7 @@ def test_states_agree_on_1_2_and_4_devices():
 def test_a_step_is_its_definition():
     """Loss, clipped gradient, Adam and average, written out with the documented keys."""
     model, optimizer = Small(), state.make_optimizer(CONFIG)
-    (before, after), (metrics,) = run(model, 2)
+    (before, after), (metrics,) = run(diffusion(model), 2)
     key = jax.random.fold_in(KEY, 0)
 
     def loss(params):
@@ -178,7 +196,7 @@ def test_a_step_is_its_definition():
 def test_a_hybrid_step_with_importance_is_its_definition():
     """What is minimized, what the log shows, what the sampler remembers, at the first step after the warm-up."""
     model, sampler = Small(2), timesteps.importance(SHORT, history=2)
-    states, metrics = run(model, 4, 6, objective=HYBRID, schedule=SHORT)
+    states, metrics = run(diffusion(model, ADAM, HYBRID, SHORT), 4, 6)
     k = next(k for k, s in enumerate(states) if timesteps.warmed_up(s.task_state))
     assert 0 < k < 6
     before, after = states[k], states[k + 1]
@@ -202,7 +220,7 @@ def test_a_hybrid_step_with_importance_is_its_definition():
 @pytest.mark.parametrize("prediction", ["x_0", "v", "x_prev", "score"])
 def test_the_loss_of_every_prediction_with_a_weighting(prediction):
     objective = ObjectiveConfig(prediction=prediction, weighting="min_snr", weighting_arguments={"gamma": 0.5})
-    (before, _), (metrics,) = run(Small(), 1, objective=objective, schedule=SHORT)
+    (before, _), (metrics,) = run(diffusion(Small(), ADAM, objective, SHORT), 1)
     keys = jax.vmap(lambda b: jax.random.split(jax.random.fold_in(jax.random.fold_in(KEY, 0), b), 3))(jnp.arange(8))
     t = jax.vmap(lambda key: jax.random.randint(key, (), 0, 4))(keys[:, 0])
     x_0, eps = jnp.asarray(images.to_float(BATCH)), jax.vmap(lambda key: jax.random.normal(key, (4, 4, 1)))(keys[:, 1])
@@ -215,7 +233,7 @@ def test_the_loss_of_every_prediction_with_a_weighting(prediction):
 
 def test_the_loss_of_edm():
     objective = ObjectiveConfig(loss="edm", sigma_data=0.7, timesteps="lognormal")
-    (before, _), (metrics,) = run(Small(), 1, objective=objective, schedule=SHORT)
+    (before, _), (metrics,) = run(diffusion(Small(), ADAM, objective, SHORT), 1)
     keys = jax.vmap(lambda b: jax.random.split(jax.random.fold_in(jax.random.fold_in(KEY, 0), b), 3))(jnp.arange(8))
     sampler = timesteps.lognormal(SHORT)
     t, _ = sampler.draw((), lambda b: keys[b, 0], jnp.arange(8), 8)
@@ -226,7 +244,7 @@ def test_the_loss_of_edm():
 
 
 def test_warmup_starts_at_zero_and_ema_as_in_the_paper():
-    (before, first, second, third), _ = run(Small(), 1, 3)
+    (before, first, second, third), _ = run(diffusion(Small()), 1, 3)
     same = lambda a, b: all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
     assert same(before.params, first.params)  # rate 0 at step 0
     assert same(first.ema_params, first.params)
@@ -274,7 +292,7 @@ def test_learning_rate_schedule():
 
 
 def test_the_old_state_is_donated():
-    train_step, train_state = prepare(Small(), 2)
+    train_step, train_state = prepare(diffusion(Small()), 2)
     train_step(train_state, step.shard(reader(), 8, jax.local_devices()[:2]))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(train_state.params))
 
