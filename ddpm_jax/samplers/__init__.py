@@ -36,7 +36,7 @@ from ddpm_jax.samplers.families.unipc import unipc
 from ddpm_jax.samplers.grids import Grid, Level, Pairs, dpm_grids, sigma_grids
 from ddpm_jax.samplers.run import sample, trajectory
 from ddpm_jax.samplers.runner import Runner, pad, stack
-from ddpm_jax.samplers.table import Row, Table, row, sampler, show
+from ddpm_jax.samplers.table import Row, Table, row, sampler, show, start_at
 
 edm = preconditioned  # its former name
 
@@ -92,6 +92,7 @@ __all__ = [
     "show",
     "sigma_grids",
     "stack",
+    "start_at",
     "table_at",
     "tcd",
     "thresholded",

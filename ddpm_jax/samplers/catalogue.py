@@ -25,7 +25,7 @@ from ddpm_jax.samplers.families.sa_solver import sa_solver
 from ddpm_jax.samplers.families.singlestep import dpm_solver_2s_ancestral, dpm_solver_singlestep
 from ddpm_jax.samplers.families.unipc import unipc
 from ddpm_jax.samplers.grids import Grid, checked_steps, dpm_grids, fastdpm, sigma_grids
-from ddpm_jax.samplers.table import Table
+from ddpm_jax.samplers.table import Table, start_at
 from ddpm_jax.schedules import Schedule
 
 Spread = Callable[[Schedule, int], Grid]
@@ -151,7 +151,13 @@ GRIDS: dict[str, Spread] = {
 
 
 def make_table(
-    name: str, schedule: Schedule, num_steps: int, grid: str | None = None, *, variance: str | None = None
+    name: str,
+    schedule: Schedule,
+    num_steps: int,
+    grid: str | None = None,
+    *,
+    variance: str | None = None,
+    start: int = 0,
 ) -> Table:
     """The table of a sampler by name.
 
@@ -162,14 +168,16 @@ def make_table(
       grid: in GRIDS; None is the sampler's own.
       variance: that the network was trained for, as in process.VarianceType: "ddpm" samples with it. None does not
         ask, and "ddpm" is Ho et al.'s, with fixed_large.
+      start: the step of the grid at which it begins, as in `start_at`; for samplers.sample(..., x_t=x_t).
 
     Raises:
       ValueError: unknown sampler or grid; num_steps outside [least, T]; a grid that the sampler cannot run on; a
-        sampler that needs another learned variance.
+        sampler that needs another learned variance; start outside [0, N), or with fewer than `least` steps left.
     """
     entry = _entry(name, variance)
     spread = entry.spread if grid is None else choose("grid", grid, GRIDS)
-    return entry.on(schedule, spread(schedule, checked_steps(num_steps, schedule.num_timesteps, least=entry.least)))
+    levels = spread(schedule, checked_steps(num_steps, schedule.num_timesteps, least=entry.least))
+    return start_at(lambda grid: entry.on(schedule, grid), levels, start)
 
 
 def make_table_at(

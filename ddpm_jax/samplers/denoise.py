@@ -173,19 +173,22 @@ def log_variance(model_fn: ModelFn) -> ModelFn:
 
 
 def mean_coefficients(row: Row) -> tuple[jax.Array, jax.Array]:
-    """(coef1, coef2) of q_posterior: a row of `ddpm` has X = coef1 x_0 + coef2 x. Read off its normal form."""
-    coef2 = row.update[0, -2] / row.sigma
-    coef1 = row.update[0, -3] - coef2 * row.alpha
-    return jnp.where(coef1 == 0, 1, coef1), coef2  # it is 0 only in rows that fill up a padded table
+    """(coef1, coef2) of q_posterior: a row of `ddpm` has X = coef1 x_0 + coef2 x and noise.
+
+    Raises:
+      ValueError: a row without them, such as a learned one. Those of other samplers are 0.
+    """
+    if row.mean is None:
+        raise ValueError("only tables of samplers.ddpm have a mean, got one without")
+    return row.mean[0], row.mean[1]
 
 
 def mean_denoiser(model_fn: ModelFn) -> Denoise:
     """x_0 = (mean - coef2 x) / coef1, from a network that predicts the mean of x_{t-1} itself, as `ddpm` then has it.
 
-    For tables of `ddpm` only: every other sampler has other coefficients.
+    For tables of `ddpm` only: no other sampler has such a mean, and x_0 is not finite there.
 
-    Source: Ho et al. 2020 (arXiv:2006.11239), section 3.2; "PREVIOUS_X" in the code of Nichol & Dhariwal 2021.
-    """
+    Source: Ho et al. 2020 (arXiv:2006.11239), section 3.2; "PREVIOUS_X" in the code of Nichol & Dhariwal 2021."""
 
     def denoise(x: jax.Array, row: Row) -> Denoised:
         coef1, coef2 = mean_coefficients(row)

@@ -33,8 +33,11 @@ def pad(table: Table, num_calls: int, num_registers: int = len(REGISTERS)) -> Ta
     of_x = np.zeros((num_calls, num_registers))
     if rows.of_x is not None:
         of_x[: table.num_calls, :size] = rows.of_x
+    mean = np.tile([1.0, 0.0], (num_calls, 1))  # rows that do nothing must not divide by 0
+    mean[: table.num_calls] = 0 if rows.mean is None else rows.mean
     numbers = (column(values) for values in rows[:5])
-    return Table(Row(*numbers, update=update, of_x=of_x), table.init)
+    first = np.float64(0) if table.first is None else table.first
+    return Table(Row(*numbers, update=update, of_x=of_x, mean=mean), table.init, first)
 
 
 def stack(tables: Sequence[Table]) -> Table:
@@ -65,12 +68,17 @@ class Runner:
     def __init__(self, make_denoise: Callable[..., Denoise], shape: tuple[int, ...], max_calls: int):
         self.make_denoise, self.shape, self.max_calls = make_denoise, shape, max_calls
 
-        def run(table: Table, num_calls: jax.Array, key: jax.Array, first_index: jax.Array, *data: Any) -> jax.Array:
-            return sample(make_denoise(*data), table, key, shape, first_index=first_index, num_calls=num_calls)
+        def run(
+            table: Table, num_calls: jax.Array, key: jax.Array, first_index: jax.Array, x_t: Any, *data: Any
+        ) -> jax.Array:
+            denoise = make_denoise(*data)
+            return sample(denoise, table, key, shape, x_t=x_t, first_index=first_index, num_calls=num_calls)
 
         self._run = jax.jit(run)
 
-    def __call__(self, table: Table, key: jax.Array, *data: Any, first_index: int = 0) -> jax.Array:
+    def __call__(
+        self, table: Table, key: jax.Array, *data: Any, first_index: int = 0, x_t: jax.Array | None = None
+    ) -> jax.Array:
         """x_0 [B, ...] float32.
 
         Args:
@@ -78,6 +86,7 @@ class Runner:
           key: of the whole set of samples.
           data: for make_denoise; arrays, of the same shapes and dtypes at every call.
           first_index: the global index of the first sample.
+          x_t: start as in `sample`; with it and without are two programs.
 
         Raises:
           ValueError: a table with too many rows; a prediction that says nothing at one of its levels.
@@ -86,4 +95,4 @@ class Runner:
         check_ends(lambda x, row: self.make_denoise(*data)(x, row), table, jax.ShapeDtypeStruct(self.shape, np.float32))
         # np.int32, not int: a weakly typed number would be a second program. One explicit transfer for all of it.
         numbers = jax.device_put((padded, np.int32(table.num_calls), np.uint32(first_index)))
-        return self._run(numbers[0], numbers[1], key, numbers[2], *data)
+        return self._run(numbers[0], numbers[1], key, numbers[2], x_t, *data)

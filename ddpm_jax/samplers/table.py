@@ -16,12 +16,12 @@ The numbers are float64 until they meet an image.
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, ParamSpec
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 
 from ddpm_jax.names import unknown
-from ddpm_jax.samplers.grids import Level
+from ddpm_jax.samplers.grids import Grid, Level, Pairs
 
 REGISTERS = ("X", "SAVED", "ACC", "M1", "M2", "M3")  # X is always the next point to call the network at
 X, SAVED, ACC, M1, M2, M3, X0, EPS, Z = np.eye(len(REGISTERS) + 3)
@@ -32,7 +32,8 @@ class Row(NamedTuple):
 
     `variance` and `spread` are for wrappers around the denoiser. A learned log-variance lies `spread` above the log of
     `variance` at most (log beta above log beta_tilde); where nothing is learned, spread is 0. `of_x` are the weights of
-    X that `eliminate_x` has written as alpha x_0 + sigma eps; None stands for zeros.
+    X that `eliminate_x` has written as alpha x_0 + sigma eps; None stands for zeros. `mean` is (coef1, coef2) of
+    samplers whose X is coef1 x_0 + coef2 x + std z, as `ddpm`; (0, 0) of all others, so that what divides by it shows.
     """
 
     time: Any  # what the network is told
@@ -42,13 +43,19 @@ class Row(NamedTuple):
     spread: Any
     update: Any  # [R, R + 3]
     of_x: Any = None  # [R]
+    mean: Any = None  # [2]
 
 
 class Table(NamedTuple):
-    """N rows stacked along a leading axis; X starts as init times standard normal, the other registers as 0."""
+    """N rows stacked along a leading axis; X starts as init times standard normal, the other registers as 0.
+
+    `first` is the number of the first row, by which the rows draw their noise: not 0 where a longer table is begun in
+    the middle, see `start_at`; None stands for 0.
+    """
 
     rows: Row
     init: Any
+    first: Any = None
 
     @property
     def num_calls(self) -> int:
@@ -56,13 +63,21 @@ class Table(NamedTuple):
         return len(self.rows.time)
 
 
-def row(level: Level, *, variance: float | None = None, spread: float = 0.0, **assignments: np.ndarray) -> Row:
+def row(
+    level: Level,
+    *,
+    variance: float | None = None,
+    spread: float = 0.0,
+    mean: tuple[float, float] = (0.0, 0.0),
+    **assignments: np.ndarray,
+) -> Row:
     """The row that calls the network at `level` and assigns combinations of the unit vectors to registers.
 
     Args:
       level: what the network is told, and how X is composed there.
       variance: as in Row; by default that of the Z in X.
       spread: as in Row.
+      mean: as in Row.
       assignments: register=combination.
 
     Raises:
@@ -74,7 +89,7 @@ def row(level: Level, *, variance: float | None = None, spread: float = 0.0, **a
             raise unknown("register", name, REGISTERS)
         update[REGISTERS.index(name)] = combination
     variance = update[0, -1] ** 2 if variance is None else variance
-    return Row(level.time, level.alpha, level.sigma, variance, spread, update, np.zeros(len(REGISTERS)))
+    return Row(level.time, level.alpha, level.sigma, variance, spread, update, np.zeros(len(REGISTERS)), mean)
 
 
 P = ParamSpec("P")
@@ -90,6 +105,33 @@ def sampler(generator: Callable[P, Iterator[Row]]) -> Callable[P, Table]:
         return compact(eliminate_x(Table(rows, init)))
 
     return build
+
+
+LevelsT = TypeVar("LevelsT", Grid, Pairs)
+
+
+def start_at(make: Callable[[LevelsT], Table], grid: LevelsT, step: int) -> Table:
+    """make(the grid from this step on), its rows numbered as the last ones of make(grid): what img2img runs.
+
+    samplers.sample(..., x_t=x_t) then begins with x_t = alpha x_0 + sigma eps of that level, where nothing of earlier
+    steps is known: samplers with a history begin as at their first step. What is left of a sampler without one is bit
+    for bit what it would have drawn.
+
+    Args:
+      make: a sampler, with its options if any: lambda grid: samplers.unipc(grid, order=3).
+      grid: of the whole table.
+      step: in [0, N); 0 is the whole.
+
+    Raises:
+      ValueError: step outside [0, N); a sampler that goes up the grid, or cannot do as few steps.
+    """
+    whole, rest = make(grid), make(grid.rest(step))
+    if rest.rows.time[-1] != whole.rows.time[-1]:
+        raise ValueError(
+            f"a table can be begun at a step of the grid where it goes down to the grid's end, got one that calls the "
+            f"network last at time {rest.rows.time[-1]:g}, from the first step on at {whole.rows.time[-1]:g}"
+        )
+    return rest._replace(first=np.float64(whole.num_calls - rest.num_calls)) if step else whole
 
 
 def eliminate_x(table: Table) -> Table:

@@ -63,7 +63,8 @@ def ddpm(
         noisy = t is not grid.levels[-1] or last_step == "sample"
         value, spread = _variance_and_spread(law, s, t, TINY if noisy else decoder, noisy)
         decoder = posterior_variance(s, t)
-        yield row(s, variance=value, spread=spread, X=coef1 * X0 + coef2 * X + (sqrt(value) if noisy else 0) * Z)
+        x = coef1 * X0 + coef2 * X + (sqrt(value) if noisy else 0) * Z
+        yield row(s, variance=value, spread=spread, mean=(coef1, coef2), X=x)
 
 
 TINY = 1e-20  # diffusers' lower bound of a variance; its root disappears in float32

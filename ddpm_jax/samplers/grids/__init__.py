@@ -9,8 +9,8 @@ sampling ends and is never shown to the network: the clean level (alpha 1, sigma
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple, Self, get_args
 
 import numpy as np
 
@@ -57,6 +57,14 @@ class Grid:
         """(level now, level next), one pair a step."""
         return list(zip(self.levels[:-1], self.levels[1:], strict=True))
 
+    def rest(self, step: int) -> Self:
+        """The levels from this step's on.
+
+        Raises:
+          ValueError: step outside [0, N).
+        """
+        return replace(self, levels=self.levels[_checked_step(step, self.num_steps) :])
+
 
 def _ratio(level: Level) -> float:
     return level.sigma / level.alpha if level.alpha else np.inf
@@ -89,6 +97,20 @@ class Pairs:
     def steps(self) -> list[tuple[Level, Level]]:
         """(level now, level next), one pair a step."""
         return list(self.pairs)
+
+    def rest(self, step: int) -> Self:
+        """The steps from this one on.
+
+        Raises:
+          ValueError: step outside [0, N).
+        """
+        return replace(self, pairs=self.pairs[_checked_step(step, self.num_steps) :])
+
+
+def _checked_step(step: int, num_steps: int) -> int:
+    if not isinstance(step, int | np.integer) or not 0 <= step < num_steps:
+        raise ValueError(f"start must be a whole number in [0, {num_steps}), the steps of the grid, got {step!r}")
+    return int(step)
 
 
 def level(schedule: Schedule, index: int, *, last: LastLevel = "clean") -> Level:

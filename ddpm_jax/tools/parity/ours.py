@@ -116,7 +116,7 @@ def calls(preset: Preset, answer: Answer, x_T: np.ndarray, noise: np.ndarray, wr
         xs = [np.asarray(registers[0])]
         for k in range(table.num_calls):
             numbers = (float(leaf[k]) for leaf in table.rows[:5])
-            row = Row(*numbers, update=table.rows.update[k], of_x=table.rows.of_x[k])
+            row = Row(*numbers, *(leaf[k] for leaf in table.rows[5:]))
             registers = step(denoise, row, registers, jnp.asarray(noise[k], np.float64))
             xs.append(np.asarray(registers[0]))
     return Calls(xs, [float(t) for t in table.rows.time])
