@@ -30,7 +30,9 @@ def from_diffusers_config(
         it leaves out has the default of diffusers; what other classes know changes nothing, as in the class's own
         from_config.
       num_steps: num_inference_steps; None where the options give a list of timesteps or sigmas.
-      options: keyword arguments of the class's set_timesteps and step, such as eta=0.5 or timesteps=[...].
+      options: keyword arguments of the class's set_timesteps and step, such as eta=0.5 or timesteps=[...]; and start=k,
+        for samplers.sample(..., x_t=x_t): the k-th step is the first, as set_begin_index says it in diffusers. Classes
+        that go up, jump or (PNDMScheduler) call the network at wrong times then have no start.
 
     Raises:
       FileNotFoundError: no such file.

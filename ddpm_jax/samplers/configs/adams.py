@@ -10,6 +10,7 @@ from ddpm_jax.samplers.families.deis import deis
 from ddpm_jax.samplers.families.exponential import Predict
 from ddpm_jax.samplers.families.sa_solver import sa_solver, tau_of_stable_diffusion
 from ddpm_jax.samplers.families.unipc import Variant, unipc
+from ddpm_jax.samplers.table import start_at
 
 # solver_type; those of the other classes mean the default.
 VARIANTS: dict[str, Variant] = {"bh1": "bh1", "bh2": "bh2", "midpoint": "bh2", "heun": "bh2", "logrho": "bh2"}
@@ -18,7 +19,7 @@ DEIS_TYPES = {"logrho": None, "midpoint": None, "heun": None, "bh1": None, "bh2"
 SA_ALGORITHMS: dict[str, Predict] = {"data_prediction": "x_0", "noise_prediction": "eps"}
 
 
-def _unipc(config: Config, num_steps: int | None) -> Preset:
+def _unipc(config: Config, num_steps: int | None, *, start: int = 0) -> Preset:
     variant = choose("solver_type", config["solver_type"], VARIANTS)
     last = last_of(config)
     grid = grid_of(config, num_steps, last=last, last_of_sigmas="clean" if last == "clean" else "same")
@@ -27,14 +28,15 @@ def _unipc(config: Config, num_steps: int | None) -> Preset:
         raise ValueError(
             "the last step has length 0, where diffusers gives NaN for solver_order 3: use lower_order_final"
         )
-    table = unipc(
-        grid,
+    make = lambda rest: unipc(
+        rest,
         order=config["solver_order"],
         variant=variant,
         predict="x_0" if config["predict_x0"] else "eps",
-        disable_corrector=tuple(config["disable_corrector"]),
+        disable_corrector=tuple(step - grid.num_steps + rest.num_steps for step in config["disable_corrector"]),
         lower_order_final=config["lower_order_final"],
     )
+    table = start_at(make, grid, start)
     # With eps as what is integrated diffusers does not threshold.
     return Preset(table, denoiser_of(config, threshold=config["predict_x0"]))
 
@@ -62,15 +64,16 @@ def _refuse_unipc(config: Config, variant: Variant, num_steps: int) -> None:
             )
 
 
-def _deis(config: Config, num_steps: int | None) -> Preset:
+def _deis(config: Config, num_steps: int | None, *, start: int = 0) -> Preset:
     choose("algorithm_type", config["algorithm_type"], DEIS_ALGORITHMS)
     choose("solver_type", config["solver_type"], DEIS_TYPES)
     grid = grid_of(config, num_steps)
     lower = config["lower_order_final"] and grid.num_steps < 15
-    return Preset(deis(grid, order=config["solver_order"], lower_order_final=lower), denoiser_of(config))
+    make = lambda grid: deis(grid, order=config["solver_order"], lower_order_final=lower)
+    return Preset(start_at(make, grid, start), denoiser_of(config))
 
 
-def _sa_solver(config: Config, num_steps: int | None) -> Preset:
+def _sa_solver(config: Config, num_steps: int | None, *, start: int = 0) -> Preset:
     predict = choose("algorithm_type", config["algorithm_type"], SA_ALGORITHMS)
     if predict == "eps" and config["thresholding"]:
         raise ValueError(
@@ -81,15 +84,15 @@ def _sa_solver(config: Config, num_steps: int | None) -> Preset:
             f"variance_type {config['variance_type']!r} fails in diffusers' SASolverScheduler, which draws noise for "
             "the variance's channels as well: use another class"
         )
-    table = sa_solver(
-        grid_of(config, num_steps),
+    make = lambda grid: sa_solver(
+        grid,
         predictor_order=config["predictor_order"],
         corrector_order=config["corrector_order"],
         predict=predict,
         tau=_tau(config["tau_func"]),
         lower_order_final=config["lower_order_final"],
     )
-    return Preset(table, denoiser_of(config))
+    return Preset(start_at(make, grid_of(config, num_steps), start), denoiser_of(config))
 
 
 def _tau(tau_func: Any) -> Any:

@@ -26,6 +26,7 @@ from ddpm_jax.samplers.families.dpm_solver import Method, ThirdOrder, dpm_solver
 from ddpm_jax.samplers.families.exponential import Predict, step_orders
 from ddpm_jax.samplers.families.singlestep import dpm_solver_singlestep
 from ddpm_jax.samplers.grids import Grid, Level, dpm_grids, sigma_grids
+from ddpm_jax.samplers.table import start_at
 
 # algorithm_type: (what is integrated, eta). "deis" is what a DEIS configuration brings along.
 ALGORITHMS: dict[str, tuple[Predict, float]] = {
@@ -61,7 +62,14 @@ def _algorithm(config: Config, algorithms: dict[str, tuple[Predict, float]]) -> 
 
 
 def _multistep(
-    config: Config, grid: Grid, predict: Predict, eta: float, *, no_third: tuple[str, ...], repeats: bool
+    config: Config,
+    grid: Grid,
+    predict: Predict,
+    eta: float,
+    *,
+    no_third: tuple[str, ...],
+    repeats: bool,
+    start: int = 0,
 ) -> Any:
     """The table of `dpm_solver`, or an error where diffusers' is not finite.
 
@@ -71,13 +79,14 @@ def _multistep(
       predict, eta: of the algorithm.
       no_third: algorithms for which diffusers has no third order.
       repeats: the last two levels are the same in float32.
+      start: the step at which it begins, as in `start_at`.
 
     Raises:
       ValueError: steps that diffusers cannot do.
     """
-    n, order = grid.num_steps, config["solver_order"]
+    n, order = grid.rest(start).num_steps, config["solver_order"]
     method = choose("solver_type", config["solver_type"], METHODS)
-    lower = config["lower_order_final"] and n < 15
+    lower = config["lower_order_final"] and grid.num_steps < 15
     third: ThirdOrder = "diffusers_sde" if eta else "reference"
     if order in (1, 2, 3):  # any other is refused by the sampler
         clean = config["euler_at_final"] or grid.levels[-1].sigma == 0
@@ -89,7 +98,7 @@ def _multistep(
                 f"the last step has length 0 and order {orders[-1]}, where diffusers gives NaN: use final_sigmas_type "
                 "'zero' or euler_at_final"
             )
-    return dpm_solver(
+    make = lambda grid: dpm_solver(
         grid,
         order=order,
         predict=predict,
@@ -99,6 +108,7 @@ def _multistep(
         lower_order_final=lower,
         euler_at_final=config["euler_at_final"],
     )
+    return start_at(make, grid, start)
 
 
 def _repeats(config: Config, grid: Grid) -> bool:
@@ -111,27 +121,27 @@ def _repeats(config: Config, grid: Grid) -> bool:
     return bool(float32.log_snr(float(np.exp(float(np.log(first))))) == float32.log_snr(float(first)))
 
 
-def _dpm_multistep(config: Config, num_steps: int | None, *, timesteps: Any = None) -> Preset:
+def _dpm_multistep(config: Config, num_steps: int | None, *, timesteps: Any = None, start: int = 0) -> Preset:
     predict, eta = _algorithm(config, ALGORITHMS)
     cosine = config["beta_schedule"] == "squaredcos_cap_v2"
     last = last_of(config)
     rounding = "down" if cosine else "nearest"
     grid = grid_of(config, num_steps, timesteps, last=last, last_of_sigmas=last, karras_rounding=rounding)
     repeats = _repeats(config, grid)
-    table = _multistep(config, grid, predict, eta, no_third=("sde-dpmsolver",), repeats=repeats)
+    table = _multistep(config, grid, predict, eta, no_third=("sde-dpmsolver",), repeats=repeats, start=start)
     return Preset(table, denoiser_of(config))
 
 
-def _dpm_singlestep(config: Config, num_steps: int | None, *, timesteps: Any = None) -> Preset:
+def _dpm_singlestep(config: Config, num_steps: int | None, *, timesteps: Any = None, start: int = 0) -> Preset:
     predict, eta = _algorithm(config, SINGLESTEP)
     if predict == "eps" and config["thresholding"]:
         raise ValueError("thresholding with algorithm_type 'dpmsolver' fails in diffusers: use 'dpmsolver++'")
     last = last_of(config)
-    grid = grid_of(config, num_steps, timesteps, last=last, last_of_sigmas=last)
+    levels = grid_of(config, num_steps, timesteps, last=last, last_of_sigmas=last)
     order = config["solver_order"]
     # diffusers switches lower_order_final on where it cannot do without.
-    whole = order in (1, 2, 3) and grid.num_steps % order == 0 and last != "clean"
-    table = dpm_solver_singlestep(
+    whole = order in (1, 2, 3) and levels.num_steps % order == 0 and last != "clean"
+    make = lambda grid: dpm_solver_singlestep(
         grid,
         order=order,
         predict=predict,
@@ -139,8 +149,9 @@ def _dpm_singlestep(config: Config, num_steps: int | None, *, timesteps: Any = N
         method=choose("solver_type", config["solver_type"], METHODS),
         third_order="diffusers_sde" if eta else "exact",
         lower_order_final=config["lower_order_final"] or not whole,
+        num_before=levels.num_steps - grid.num_steps,
     )
-    return Preset(table, denoiser_of(config))
+    return Preset(start_at(make, levels, start), denoiser_of(config))
 
 
 def _dpm_inverse(config: Config, num_steps: int | None) -> Preset:
@@ -185,7 +196,7 @@ def _upward(config: Config, noisiest: int, num_steps: int) -> np.ndarray:
     raise unknown("timestep_spacing", spacing, ("linspace", "leading", "trailing"))
 
 
-def _edm_multistep(config: Config, num_steps: int | None) -> Preset:
+def _edm_multistep(config: Config, num_steps: int | None, *, start: int = 0) -> Preset:
     predict, eta = _algorithm(config, EDM)
     low, high, data = config["sigma_min"], config["sigma_max"], config["sigma_data"]
     if num_steps is None:
@@ -204,7 +215,7 @@ def _edm_multistep(config: Config, num_steps: int | None) -> Preset:
         end = min(end, sigma_grids.ratio(levels[-1]) * (1 - 4e-16))
     grid = Grid((*levels, Level(0.0, 1.0, end)), idle_end=repeats)
     refuse_repeated_start([level.time for level in levels])
-    table = _multistep(config, grid, predict, eta, no_third=("sde-dpmsolver++",), repeats=repeats)
+    table = _multistep(config, grid, predict, eta, no_third=("sde-dpmsolver++",), repeats=repeats, start=start)
     prediction = choose("prediction_type", config["prediction_type"], EDM_PREDICTIONS)
 
     def wrap(model_fn: ModelFn) -> Denoise:

@@ -26,7 +26,7 @@ from ddpm_jax.samplers.families.implicit import ddim, ddim_inverse
 from ddpm_jax.samplers.families.pndm import plms, pndm
 from ddpm_jax.samplers.families.repaint import resampled, visits
 from ddpm_jax.samplers.grids import Grid, Pairs, level
-from ddpm_jax.samplers.table import Row, Table, sampler
+from ddpm_jax.samplers.table import Row, Table, sampler, start_at
 from ddpm_jax.schedules import Schedule
 
 SPACINGS: dict[str, Callable[[Schedule, int, int], list[int]]] = {
@@ -90,7 +90,7 @@ def _preset(
     return Preset(table, make)
 
 
-def _ddpm(config: Config, num_steps: int | None, *, timesteps: Sequence[int] | None = None) -> Preset:
+def _ddpm(config: Config, num_steps: int | None, *, timesteps: Sequence[int] | None = None, start: int = 0) -> Preset:
     schedule = checked_schedule(config)
     steps = timesteps if _listed(num_steps, timesteps) else _spaced(config, schedule, num_steps)
     assert steps is not None
@@ -99,8 +99,8 @@ def _ddpm(config: Config, num_steps: int | None, *, timesteps: Sequence[int] | N
         raise ValueError("variance_type 'fixed_large_log' is the root of a logarithm in diffusers: use 'fixed_large'")
     law = choose("variance_type", name, VARIANCES)
     # diffusers leaves the noise away at t = 0, rather than at the last step.
-    grid = grids.from_timesteps(schedule, steps)
-    table = ddpm(grid, variance=law, last_step="sample" if steps[-1] > 0 else "mean")
+    make = lambda grid: ddpm(grid, variance=law, last_step="sample" if steps[-1] > 0 else "mean")
+    table = start_at(make, grids.from_timesteps(schedule, steps), start)
     preset = _preset(config, table, variance=law)
     if law == "learned":
         return preset._replace(denoiser=lambda model_fn: preset.denoiser(log_variance(model_fn)))
@@ -116,9 +116,16 @@ VARIANCES: dict[str, VarianceType] = {
 }
 
 
-def _ddim(config: Config, num_steps: int | None, *, eta: float = 0.0, use_clipped_model_output: bool = False) -> Preset:
+def _ddim(
+    config: Config,
+    num_steps: int | None,
+    *,
+    start: int = 0,
+    eta: float = 0.0,
+    use_clipped_model_output: bool = False,
+) -> Preset:
     # With eta = 1 and alpha_s = 0 the weight of eps, here exactly 0, is rounding in diffusers: 2e-4, or NaN.
-    table = ddim(_strided(config, checked_schedule(config), num_steps), eta=eta)
+    table = start_at(lambda pairs: ddim(pairs, eta=eta), _strided(config, checked_schedule(config), num_steps), start)
     return _preset(config, table, "rederived" if use_clipped_model_output else "raw")
 
 
@@ -191,13 +198,14 @@ def _lcm(
     original_inference_steps: int | None = None,
     timesteps: Sequence[int] | None = None,
     strength: float = 1.0,
+    start: int = 0,
 ) -> Preset:
     if timesteps is not None and strength < 1:
         raise ValueError("strength with a list of timesteps: LCMScheduler then ends in noise; shorten the list instead")
     original = config["original_inference_steps"] if original_inference_steps is None else original_inference_steps
     steps = _distilled(config, num_steps, timesteps, _distilled_at(config, original, strength), strength, original)
-    table = lcm(grids.from_timesteps(checked_schedule(config), steps), timestep_scaling=config["timestep_scaling"])
-    return _preset(config, table)
+    make = lambda grid: lcm(grid, timestep_scaling=config["timestep_scaling"])
+    return _preset(config, start_at(make, grids.from_timesteps(checked_schedule(config), steps), start))
 
 
 def _tcd(
@@ -207,6 +215,7 @@ def _tcd(
     original_inference_steps: int | None = None,
     timesteps: Sequence[int] | None = None,
     strength: float = 1.0,
+    start: int = 0,
     eta: float = 0.3,
 ) -> Preset:
     original = config["original_inference_steps"] if original_inference_steps is None else original_inference_steps
@@ -217,8 +226,9 @@ def _tcd(
     steps = _distilled(config, num_steps, timesteps, known, strength, original)
     grids.from_timesteps(schedule, steps)  # checks them
     pairs = Pairs(tuple((level(schedule, s), level(schedule, t)) for s, t in zip(steps, [*steps[1:], 0], strict=True)))
+    table = start_at(lambda pairs: tcd(pairs, inner=inner_levels(schedule, pairs, eta)), pairs, start)
     # The class has settings for clipping and thresholding, and does not read them.
-    return _preset({**config, **UNCLIPPED}, tcd(pairs, inner=inner_levels(schedule, pairs, eta)))
+    return _preset({**config, **UNCLIPPED}, table)
 
 
 def _repaint(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from math import hypot, inf
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from ddpm_jax.names import choose
@@ -34,7 +35,7 @@ from ddpm_jax.samplers.families.kdpm2 import kdpm2, kdpm2_ancestral
 from ddpm_jax.samplers.families.late_churn import euler_late_churn
 from ddpm_jax.samplers.families.lms import lms
 from ddpm_jax.samplers.grids import Grid, Level, checked_steps, sigma_grids
-from ddpm_jax.samplers.table import Table
+from ddpm_jax.samplers.table import Table, start_at
 
 
 class Path(NamedTuple):
@@ -121,10 +122,10 @@ def _finished(config: Config, table: Table, prediction: PredictionType, clip: fl
     """The table with diffusers' start, and the denoiser.
 
     Raises:
-      ValueError: a grid on which diffusers' own step index goes wrong.
+      ValueError: a grid on which diffusers' own step index goes wrong; in the middle it is told where it is.
     """
     times = np.asarray(table.rows.time, np.float32)
-    if (times[1:] == times[0]).any():
+    if table.first is None and (times[1:] == times[0]).any():
         raise ValueError(
             f"the first time of the grid must differ from the others, got {times[0]:g} again: diffusers skips steps "
             "there; use sigma_grids with a sampler instead"
@@ -145,6 +146,7 @@ def euler_discrete(
     *,
     timesteps: Sequence[float] | None = None,
     sigmas: Sequence[float] | None = None,
+    start: int = 0,
     s_churn: float = 0.0,
     s_tmin: float = 0.0,
     s_tmax: float = inf,
@@ -169,29 +171,34 @@ def euler_discrete(
         if timesteps is not None:
             raise ValueError("timesteps cannot be given with timestep_type 'continuous'")
         path = path._replace(times=np.log(path.sigmas[:-1]) / 4)  # of all: log_linear has one more
-    grid = path.grid()
-    churn = s_churn * grid.num_steps / (len(path.sigmas) - 1)
     limits = {"s_tmin": float(s_tmin), "s_tmax": float(s_tmax), "s_noise": s_noise}
-    return _finished(config, euler_late_churn(grid, s_churn=churn, prediction=prediction, **limits), prediction)
+
+    def make(grid: Grid) -> Table:
+        churn = s_churn * grid.num_steps / (len(path.sigmas) - 1)
+        return euler_late_churn(grid, s_churn=churn, prediction=prediction, **limits)
+
+    return _finished(config, start_at(make, path.grid(), start), prediction)
 
 
-def euler_ancestral_discrete(config: Config, num_steps: int | None) -> Preset:
+def euler_ancestral_discrete(config: Config, num_steps: int | None, *, start: int = 0) -> Preset:
     """EulerAncestralDiscreteScheduler."""
     prediction = _prediction(config, "epsilon", "v_prediction")
     grid = _path(config, _table(config), num_steps).grid()
-    return _finished(config, euler_ancestral(grid), prediction)
+    return _finished(config, start_at(euler_ancestral, grid, start), prediction)
 
 
-def heun_discrete(config: Config, num_steps: int | None, *, timesteps: Sequence[float] | None = None) -> Preset:
+def heun_discrete(
+    config: Config, num_steps: int | None, *, timesteps: Sequence[float] | None = None, start: int = 0
+) -> Preset:
     """HeunDiscreteScheduler."""
     prediction = _prediction(config, *PREDICTIONS)
     grid = _path(config, _table(config), num_steps, timesteps).grid()
     clip = config["clip_sample_range"] if config["clip_sample"] else None
-    return _finished(config, heun(grid), prediction, clip)
+    return _finished(config, start_at(heun, grid, start), prediction, clip)
 
 
 def _half_way(
-    config: Config, num_steps: int | None, build: Callable[..., Table], *, whole: bool, **options: float
+    config: Config, num_steps: int | None, build: Callable[..., Table], start: int, *, whole: bool, **options: float
 ) -> Preset:
     """The preset of a sampler with levels half way; whole: with Karras' sigmas, times of the grid are rounded."""
     prediction = _prediction(config, "epsilon", "v_prediction")
@@ -200,34 +207,39 @@ def _half_way(
     if whole and config["use_karras_sigmas"]:
         path = path._replace(times=path.times.round())  # but not the times half way
     half_way = sigma_grids.interpolated(table, np.arange(len(table)))
-    return _finished(config, build(path.grid(), half_way, **options), prediction)
+    return _finished(config, start_at(lambda grid: build(grid, half_way, **options), path.grid(), start), prediction)
 
 
-def kdpm2_discrete(config: Config, num_steps: int | None) -> Preset:
+def kdpm2_discrete(config: Config, num_steps: int | None, *, start: int = 0) -> Preset:
     """KDPM2DiscreteScheduler."""
-    return _half_way(config, num_steps, kdpm2, whole=True)
+    return _half_way(config, num_steps, kdpm2, start, whole=True)
 
 
-def kdpm2_ancestral_discrete(config: Config, num_steps: int | None) -> Preset:
+def kdpm2_ancestral_discrete(config: Config, num_steps: int | None, *, start: int = 0) -> Preset:
     """KDPM2AncestralDiscreteScheduler."""
-    return _half_way(config, num_steps, kdpm2_ancestral, whole=True)
+    return _half_way(config, num_steps, kdpm2_ancestral, start, whole=True)
 
 
-def dpm_solver_sde_preset(config: Config, num_steps: int | None, *, s_noise: float = 1.0) -> Preset:
+def dpm_solver_sde_preset(config: Config, num_steps: int | None, *, start: int = 0, s_noise: float = 1.0) -> Preset:
     """DPMSolverSDEScheduler, with increments of a Brownian motion built from the noise of the rows."""
     if config["noise_sampler_seed"] is not None:
         raise ValueError(
             "noise_sampler_seed must be None, since noise comes from the key of samplers.sample, got "
             f"{config['noise_sampler_seed']}"
         )
-    return _half_way(config, num_steps, dpm_solver_sde, whole=False, s_noise=s_noise)
+    return _half_way(config, num_steps, dpm_solver_sde, start, whole=False, s_noise=s_noise)
 
 
-def lms_discrete(config: Config, num_steps: int | None, *, order: int = 4) -> Preset:
-    """LMSDiscreteScheduler."""
+def lms_discrete(config: Config, num_steps: int | None, *, start: int = 0, order: int = 4) -> Preset:
+    """LMSDiscreteScheduler.
+
+    Begun in the middle, its first steps have the weights of the whole order and take what they do not know for 0.
+    """
     prediction = _prediction(config, *PREDICTIONS)
     grid = _path(config, _table(config), num_steps).grid()
-    return _finished(config, lms(grid, order=order), prediction)
+    whole, rest = lms(grid, order=order), start_at(lambda grid: lms(grid, order=order), grid, start)
+    rows = jax.tree.map(lambda leaf: leaf[start:], whole.rows)
+    return _finished(config, rest._replace(rows=rows), prediction)
 
 
 def edm_grid(config: Config, num_steps: int | None) -> Grid:
@@ -257,18 +269,24 @@ def edm_euler(
     config: Config,
     num_steps: int | None,
     *,
+    start: int = 0,
     s_churn: float = 0.0,
     s_tmin: float = 0.0,
     s_tmax: float = inf,
     s_noise: float = 1.0,
 ) -> Preset:
     """EDMEulerScheduler."""
-    limits = {"s_churn": s_churn, "s_tmin": float(s_tmin), "s_tmax": float(s_tmax), "s_noise": s_noise}
-    grid = edm_grid(config, num_steps)
-    return edm_preset(config, euler_late_churn(grid, prediction="edm", sigma_data=config["sigma_data"], **limits))
+    limits = {"s_tmin": float(s_tmin), "s_tmax": float(s_tmax), "s_noise": s_noise}
+    levels = edm_grid(config, num_steps)
+
+    def make(grid: Grid) -> Table:
+        churn = s_churn * grid.num_steps / levels.num_steps
+        return euler_late_churn(grid, prediction="edm", sigma_data=config["sigma_data"], s_churn=churn, **limits)
+
+    return edm_preset(config, start_at(make, levels, start))
 
 
-def ipndm_preset(config: Config, num_steps: int | None) -> Preset:
+def ipndm_preset(config: Config, num_steps: int | None, *, start: int = 0) -> Preset:
     """IPNDMScheduler: sigma = sin^2(pi u / 2), u = 1 .. 0; the network predicts v at 2 / pi atan(sigma / alpha)."""
     if config["trained_betas"] is not None:
         sigmas = np.asarray(config["trained_betas"], np.float64)
@@ -277,7 +295,8 @@ def ipndm_preset(config: Config, num_steps: int | None) -> Preset:
     alphas = np.sqrt(1 - sigmas**2)
     times = np.arctan2(sigmas, alphas) / np.pi * 2
     levels = zip(times.tolist(), alphas.tolist(), sigmas.tolist(), strict=True)
-    return Preset(ipndm(Grid(tuple(Level(*level) for level in levels))), lambda f: denoise.denoiser(f, "v"))
+    grid = Grid(tuple(Level(*level) for level in levels))
+    return Preset(start_at(ipndm, grid, start), lambda f: denoise.denoiser(f, "v"))
 
 
 FLAGS = dict.fromkeys(CONVERSIONS, False)

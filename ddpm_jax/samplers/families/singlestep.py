@@ -26,6 +26,7 @@ def dpm_solver_singlestep(
     inner: Method | None = None,
     third_order: ThirdStage = "exact",
     lower_order_final: bool = True,
+    num_before: int = 0,
 ) -> Iterator[Row]:
     """Blocks of `order` steps of the grid; the j-th goes from the block's start, through the block's j values of m.
 
@@ -45,11 +46,15 @@ def dpm_solver_singlestep(
       inner: the method of the second stage of third order, where it is not the same.
       third_order: "diffusers_sde" gives moments[2] of "heun" the wrong sign of one term.
       lower_order_final: steps that do not fill a block become shorter blocks, and the last two steps are such.
+      num_before: how many steps of a longer grid were before this one: the blocks are the longer one's, and what is
+        left of one that had begun before is a block of its own. Source: diffusers 0.42.1.
 
     Raises:
       ValueError: unknown choice; without lower_order_final, a number of steps that is not a multiple of order.
     """
-    orders = block_orders(grid.num_steps, checked_order("order", order, 3), lower_order_final=lower_order_final)
+    checked_order("order", order, 3)
+    orders = block_orders(num_before + grid.num_steps, order, lower_order_final=lower_order_final)[num_before:]
+    orders = [min(p, i + 1) for i, p in enumerate(orders)]
     if grid.levels[-1].sigma == 0:
         orders[-1] = 1
     m, start = OUTPUT.get(predict, X), grid.levels[0]
