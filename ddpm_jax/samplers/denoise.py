@@ -330,3 +330,33 @@ def turned(
     std = jnp.hypot(sigma, sigma_data * alpha)
     sine, cosine = sigma / std, sigma_data * alpha / std
     return sigma_data * (cosine * scaled + sine * output), sine * scaled - cosine * output
+
+
+def consistency_denoiser(model_fn: ModelFn, sigma_min: float = 0.002, sigma_data: float = 0.5) -> Denoise:
+    """x_0 = c_skip x + c_out F(x / sqrt(s^2 + sigma_data^2), time) at x = x_0 + s eps, which is x at s = sigma_min.
+
+    c_skip = sigma_data^2 / ((s - sigma_min)^2 + sigma_data^2) and c_out = (s - sigma_min) sigma_data /
+    sqrt(s^2 + sigma_data^2), with s = sigma / alpha of the row. X is what F takes in, on the levels of
+    `sigma_grids.scaled`.
+
+    Source: Song et al. 2023 (arXiv:2303.01469), appendix C.
+
+    Args:
+      model_fn: F(x [B, ...], t [B] float32) -> like x.
+      sigma_min: the noise that an image has.
+      sigma_data: standard deviation of the data; positive.
+
+    Raises:
+      ValueError: sigma_data not positive.
+    """
+    if not sigma_data > 0:
+        raise ValueError(f"sigma_data must be positive, got {sigma_data}")
+
+    def denoise(x: jax.Array, row: Row) -> Denoised:
+        s, image = row.sigma / row.alpha, x / row.alpha
+        std, above = jnp.hypot(s, sigma_data), s - sigma_min
+        output = model_fn(image / std, jnp.full(x.shape[:1], row.time, jnp.float32))
+        x_0 = sigma_data**2 / (above**2 + sigma_data**2) * image + above * sigma_data / std * output
+        return _from_x_0(x, x_0, row)
+
+    return denoise

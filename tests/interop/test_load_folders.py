@@ -21,6 +21,7 @@ from ddpm_jax.tools.parity.draws import draw
 
 SHAPE = (4, 4, 3)
 NO_BETAS = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler", "IPNDMScheduler")
+NO_BETAS += ("CMStochasticIterativeScheduler", "ScoreSdeVeScheduler")
 AVERAGE = {
     **{"decay": 0.9999, "inv_gamma": 1.0, "min_decay": 0.0, "optimization_step": 500, "power": 0.75},
     **{"update_after_step": 0, "use_ema_warmup": True},

@@ -103,13 +103,22 @@ def test_the_law_is_of_second_order_because_of_the_path():
 @pytest.mark.parametrize(
     "setting, message",
     [
-        ({"noise_sampler_seed": 3}, r"noise_sampler_seed must be None.* got 3"),
+        ({"noise_sampler_seed": "3"}, r"noise_sampler_seed must be a whole number or null, got '3'"),
         ({"prediction_type": "sample"}, r"unknown prediction_type 'sample'.*epsilon, v_prediction"),
     ],
 )
 def test_what_the_preset_refuses(setting, message):
     with pytest.raises(ValueError, match=message):
         from_diffusers_config({"_class_name": "DPMSolverSDEScheduler", **setting}, 5)
+
+
+def test_a_seed_of_the_noise_changes_no_step():
+    """Whose noise it is, the key says."""
+    tables = [
+        from_diffusers_config({"_class_name": "DPMSolverSDEScheduler", "noise_sampler_seed": n}, 5).table
+        for n in (None, 2**40)
+    ]
+    np.testing.assert_array_equal(tables[0].rows.update, tables[1].rows.update)
 
 
 def test_eta_must_be_in_range():

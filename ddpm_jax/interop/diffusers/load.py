@@ -310,7 +310,7 @@ def _scheduler(
         name, settings = read(said)
     except ValueError as error:
         raise ValueError(f"scheduler_config.json: {error}") from error
-    if "beta_start" not in CLASSES[name][1]:
+    if "beta_schedule" not in CLASSES[name][1]:
         raise ValueError(
             f"{name} has no betas, and networks here are loaded with their schedule: give the folder another class, "
             "such as DDPMScheduler; the table and denoiser of this one are samplers.from_diffusers_config's in Python"

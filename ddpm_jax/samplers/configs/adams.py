@@ -22,7 +22,7 @@ SA_ALGORITHMS: dict[str, Predict] = {"data_prediction": "x_0", "noise_prediction
 def _unipc(config: Config, num_steps: int | None, *, start: int = 0) -> Preset:
     variant = choose("solver_type", config["solver_type"], VARIANTS)
     last = last_of(config)
-    grid = grid_of(config, num_steps, last=last, last_of_sigmas="clean" if last == "clean" else "same")
+    grid = grid_of(config, num_steps, last=last, last_of_sigmas="clean" if last == "clean" else "same", start=start)
     _refuse_unipc(config, variant, grid.num_steps)
     if grid.idle_end and config["solver_order"] > 2 and not config["lower_order_final"]:
         raise ValueError(
@@ -67,7 +67,7 @@ def _refuse_unipc(config: Config, variant: Variant, num_steps: int) -> None:
 def _deis(config: Config, num_steps: int | None, *, start: int = 0) -> Preset:
     choose("algorithm_type", config["algorithm_type"], DEIS_ALGORITHMS)
     choose("solver_type", config["solver_type"], DEIS_TYPES)
-    grid = grid_of(config, num_steps)
+    grid = grid_of(config, num_steps, start=start)
     lower = config["lower_order_final"] and grid.num_steps < 15
     make = lambda grid: deis(grid, order=config["solver_order"], lower_order_final=lower)
     return Preset(start_at(make, grid, start), denoiser_of(config))
@@ -92,7 +92,7 @@ def _sa_solver(config: Config, num_steps: int | None, *, start: int = 0) -> Pres
         tau=_tau(config["tau_func"]),
         lower_order_final=config["lower_order_final"],
     )
-    return Preset(start_at(make, grid_of(config, num_steps), start), denoiser_of(config))
+    return Preset(start_at(make, grid_of(config, num_steps, start=start), start), denoiser_of(config))
 
 
 def _tau(tau_func: Any) -> Any:

@@ -126,7 +126,7 @@ def _dpm_multistep(config: Config, num_steps: int | None, *, timesteps: Any = No
     cosine = config["beta_schedule"] == "squaredcos_cap_v2"
     last = last_of(config)
     rounding = "down" if cosine else "nearest"
-    grid = grid_of(config, num_steps, timesteps, last=last, last_of_sigmas=last, karras_rounding=rounding)
+    grid = grid_of(config, num_steps, timesteps, last=last, last_of_sigmas=last, karras_rounding=rounding, start=start)
     repeats = _repeats(config, grid)
     table = _multistep(config, grid, predict, eta, no_third=("sde-dpmsolver",), repeats=repeats, start=start)
     return Preset(table, denoiser_of(config))
@@ -137,7 +137,7 @@ def _dpm_singlestep(config: Config, num_steps: int | None, *, timesteps: Any = N
     if predict == "eps" and config["thresholding"]:
         raise ValueError("thresholding with algorithm_type 'dpmsolver' fails in diffusers: use 'dpmsolver++'")
     last = last_of(config)
-    levels = grid_of(config, num_steps, timesteps, last=last, last_of_sigmas=last)
+    levels = grid_of(config, num_steps, timesteps, last=last, last_of_sigmas=last, start=start)
     order = config["solver_order"]
     # diffusers switches lower_order_final on where it cannot do without.
     whole = order in (1, 2, 3) and levels.num_steps % order == 0 and last != "clean"
@@ -214,7 +214,7 @@ def _edm_multistep(config: Config, num_steps: int | None, *, start: int = 0) -> 
     if repeats:  # no noisier than the one before, whatever the powers' rounding
         end = min(end, sigma_grids.ratio(levels[-1]) * (1 - 4e-16))
     grid = Grid((*levels, Level(0.0, 1.0, end)), idle_end=repeats)
-    refuse_repeated_start([level.time for level in levels])
+    refuse_repeated_start([level.time for level in levels], start)
     table = _multistep(config, grid, predict, eta, no_third=("sde-dpmsolver++",), repeats=repeats, start=start)
     prediction = choose("prediction_type", config["prediction_type"], EDM_PREDICTIONS)
 

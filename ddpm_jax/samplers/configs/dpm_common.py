@@ -102,6 +102,7 @@ def grid_of(
     last: Last = "first",
     last_of_sigmas: Last = "same",
     karras_rounding: Rounding = "nearest",
+    start: int = 0,
 ) -> Grid:
     """The grid of set_timesteps(num_steps, timesteps=timesteps).
 
@@ -112,6 +113,7 @@ def grid_of(
       last: of grids that visit timesteps.
       last_of_sigmas: of grids that visit sigmas.
       karras_rounding: of the times of Karras and Lu sigmas; the others' are cut to integers.
+      start: the step at which it begins; the whole grid is returned.
 
     Raises:
       ValueError: both or none of num_steps and timesteps; a combination that diffusers refuses or fails with.
@@ -129,7 +131,7 @@ def grid_of(
         rounding = karras_rounding if spacing in ("use_karras_sigmas", "use_lu_lambdas") else "down"
         sigmas, positions = sigmas_of(config, schedule, spacing, num_steps)
         grid = dpm_grids.at_sigmas(schedule, sigmas, last=last_of_sigmas, rounding=rounding, positions=positions)
-    refuse_repeated_start([level.time for level in grid.levels[:-1]])
+    refuse_repeated_start([level.time for level in grid.levels[:-1]], start)
     return replace(grid, levels=rounded(config, grid.levels))
 
 
@@ -154,13 +156,13 @@ def rounded(config: Config, levels: Sequence[Level]) -> tuple[Level, ...]:
     return tuple(one(level) for level in levels)
 
 
-def refuse_repeated_start(times: list[float]) -> None:
-    """diffusers looks for its first step by its time, and finds the second of two.
+def refuse_repeated_start(times: list[float], start: int = 0) -> None:
+    """diffusers looks for its first step by its time, and finds the second of two; in the middle it is told its place.
 
     Raises:
-      ValueError: the first two times are the same.
+      ValueError: it begins at the first of two times that are the same.
     """
-    if len(times) > 1 and times[0] == times[1]:
+    if start == 0 and len(times) > 1 and times[0] == times[1]:
         raise ValueError(f"the first two timesteps are both {times[0]:g}, where diffusers fails: use fewer steps")
 
 

@@ -1,4 +1,4 @@
-"""diffusers' DDPM, DDIM, DDIM-inverse, PNDM, LCM, TCD and RePaint schedulers as tables and denoisers.
+"""diffusers' DDPM, unCLIP, DDIM, DDIM-inverse, PNDM, LCM, TCD and RePaint schedulers as tables and denoisers.
 
 The parallel classes of DDPM and DDIM take the steps of theirs.
 """
@@ -114,6 +114,19 @@ VARIANCES: dict[str, VarianceType] = {
     "learned": "learned",
     "learned_range": "learned_range",
 }
+
+
+def _unclip(config: Config, num_steps: int | None, *, start: int = 0) -> Preset:
+    """Steps from each timestep to the next, as UnCLIPPipeline asks for with prev_timestep."""
+    laws: dict[str, Any] = {"fixed_small_log": "fixed_small", "learned_range": "learned_range"}
+    law = choose("variance_type", config["variance_type"], laws)
+    choose("prediction_type", config["prediction_type"], {"epsilon": None, "sample": None})
+    config = {**DEFAULTS, **UNCLIPPED, **config}
+    schedule = checked_schedule(config, ("squaredcos_cap_v2",))
+    n = grids.checked_steps(num_steps, schedule.num_timesteps, least=2)
+    steps = np.round(np.arange(n) * ((schedule.num_timesteps - 1) / (n - 1))).astype(int)[::-1]
+    table = start_at(lambda grid: ddpm(grid, variance=law), grids.from_timesteps(schedule, steps), start)
+    return _preset(config, table, variance=law)
 
 
 def _ddim(
@@ -275,6 +288,14 @@ BETAS_ONLY = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", 
 PNDM = {name: SPACED[name] for name in (*BETAS_ONLY, "prediction_type", "timestep_spacing", "steps_offset")}
 REPAINT = {name: SPACED[name] for name in BETAS_ONLY}
 
+UNCLIP = {
+    "num_train_timesteps": 1000,
+    "variance_type": "fixed_small_log",
+    "clip_sample": True,
+    "clip_sample_range": 1.0,
+    "prediction_type": "epsilon",
+    "beta_schedule": "squaredcos_cap_v2",
+}
 INVERSE = {name: value for name, value in SPACED.items() if name not in THRESHOLDING}
 DDPM = (_ddpm, {**SPACED, "variance_type": "fixed_small"})
 DDIM = (_ddim, {**SPACED, "set_alpha_to_one": True})
@@ -288,5 +309,6 @@ CLASSES: dict[str, tuple[Callable[..., Preset], Mapping[str, Any]]] = {
     "PNDMScheduler": (_pndm, {**PNDM, "skip_prk_steps": False, "set_alpha_to_one": False}),
     "LCMScheduler": (_lcm, DISTILLED),
     "TCDScheduler": (_tcd, DISTILLED),
+    "UnCLIPScheduler": (_unclip, UNCLIP),
     "RePaintScheduler": (_repaint, {**REPAINT, "eta": 0.0, "clip_sample": True}),
 }

@@ -13,20 +13,25 @@ from typing import Any
 
 from ddpm_jax.host import lfs
 from ddpm_jax.names import choose, unknown
-from ddpm_jax.samplers.configs import dpm, flax_classes, markov, sigma
+from ddpm_jax.samplers.configs import dpm, exploding, flax_classes, markov, sigma
 from ddpm_jax.samplers.configs.common import BETA_SCHEDULES, Preset
 
 # Name of the class: (function, what its configuration may say and means where it does not).
-CLASSES: dict[str, tuple[Callable[..., Preset], Mapping[str, Any]]] = {**markov.CLASSES, **sigma.CLASSES, **dpm.CLASSES}
+CLASSES: dict[str, tuple[Callable[..., Preset], Mapping[str, Any]]] = {
+    **markov.CLASSES,
+    **sigma.CLASSES,
+    **dpm.CLASSES,
+    **exploding.CLASSES,
+}
 
 # Settings of the classes of 0.42.1 that are not here, which change nothing in those that are.
 ELSEWHERE = frozenset(
-    "alpha_cum_end alpha_cum_start base_image_seq_len base_shift beta_max beta_min block_length clip_denoised"
-    " correct_steps corrector_k corrector_selection corrector_selection_tau corrector_steps editing_threshold"
+    "alpha_cum_end alpha_cum_start base_image_seq_len base_shift beta_max beta_min block_length"
+    " corrector_k corrector_selection corrector_selection_tau corrector_steps editing_threshold"
     " entropy_bound eps final_step_size_scale gamma gamma_cum_end gamma_cum_start invert_sigmas mask_token_id"
     " masking_schedule max_image_seq_len max_shift minimal_topk n_grid noise_mode num_inference_steps"
-    " num_policy_substeps num_vec_classes s s_churn s_max s_min s_noise sampling_eps scale_factors scaler"
-    " schedule_mode scheduler_type shift snr snr_shift_scale stage_range stages stochastic_sampling t_lim_ode"
+    " num_policy_substeps num_vec_classes s s_churn s_max s_min scale_factors scaler"
+    " schedule_mode scheduler_type shift snr_shift_scale stage_range stages stochastic_sampling t_lim_ode"
     " t_lim_ode_below t_max t_min tail_step_multiplier tail_steps threshold tsr_k tsr_sigma upscale_mode".split()
 )
 # Of 2022: what says nothing about the steps, and what has another name now.
@@ -49,6 +54,7 @@ WHERE_NOT_NULL = {
     **dict.fromkeys(("sigma_min", "sigma_max", "shift_terminal"), 0.1),
     **{"variance_type": "fixed_small", "trained_betas": (0.1,), "set_alpha_to_zero": True},
 }
+ALSO_ZERO = ("correct_steps",)  # counts that may be 0 though their default is above
 MOST = 2**24  # of any count: larger ones are mistakes, and take forever
 
 
@@ -85,7 +91,7 @@ def read(config: Mapping[str, Any] | str | Path) -> tuple[str, dict[str, Any]]:
             raise unknown(f"setting of {name}", key, defaults)
     found = {key: value for key, value in given.items() if key in defaults}
     found = {key: plain(value, defaults[key]) for key, value in found.items() if not _idle(key, value, found, defaults)}
-    check_kinds(found, defaults, WHERE_NOT_NULL)
+    check_kinds({k: v for k, v in found.items() if not (k in ALSO_ZERO and v == 0)}, defaults, WHERE_NOT_NULL)
     schedules = (*BETA_SCHEDULES, *MORE_SCHEDULES.get(name, ()))
     if found.get("trained_betas") is None and found.get("beta_schedule", "linear") not in schedules:
         raise unknown("beta_schedule", found["beta_schedule"], schedules)

@@ -221,12 +221,13 @@ def kdpm2_ancestral_discrete(config: Config, num_steps: int | None, *, start: in
 
 
 def dpm_solver_sde_preset(config: Config, num_steps: int | None, *, start: int = 0, s_noise: float = 1.0) -> Preset:
-    """DPMSolverSDEScheduler, with increments of a Brownian motion built from the noise of the rows."""
-    if config["noise_sampler_seed"] is not None:
-        raise ValueError(
-            "noise_sampler_seed must be None, since noise comes from the key of samplers.sample, got "
-            f"{config['noise_sampler_seed']}"
-        )
+    """DPMSolverSDEScheduler, with increments of a Brownian motion built from the noise of the rows.
+
+    noise_sampler_seed says which motion it is; here the key of samplers.sample does, whether or not it is given.
+    """
+    seed = config["noise_sampler_seed"]
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int)):
+        raise ValueError(f"noise_sampler_seed must be a whole number or null, got {seed!r}")
     return _half_way(config, num_steps, dpm_solver_sde, start, whole=False, s_noise=s_noise)
 
 

@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from ddpm_jax.names import unknown
 from ddpm_jax.process import VarianceType
-from ddpm_jax.samplers.grids import Grid, Level
+from ddpm_jax.samplers.grids import Grid, Level, Pairs
 from ddpm_jax.samplers.table import X0, Row, X, Z, row, sampler
 
 LastStep = Literal["mean", "sample"]
@@ -32,7 +32,7 @@ def posterior_variance(s: Level, t: Level) -> float:
 
 @sampler
 def ddpm(
-    grid: Grid, *, variance: VarianceType | Sequence[float] = "fixed_large", last_step: LastStep = "mean"
+    grid: Grid | Pairs, *, variance: VarianceType | Sequence[float] = "fixed_large", last_step: LastStep = "mean"
 ) -> Iterator[Row]:
     """x_t = mean of q(x_t | x_s, pred_x_0) + std z, for neighbours s, t of the grid.
 
@@ -40,7 +40,7 @@ def ddpm(
     (arXiv:2102.09672), eq. 19, and their eq. 15 for "learned_range".
 
     Args:
-      grid: levels of a variance-preserving process.
+      grid: levels of any process.
       variance: "fixed_small", posterior_variance(s, t); "fixed_large", transition_variance(s, t); "learned" and
         "learned_range", what a `denoiser` with the same variance says; or N numbers, as from `analytic_variances`.
         "learned" is the variance of the steps of the training, whatever the grid; "learned_range" follows the grid.
@@ -56,11 +56,11 @@ def ddpm(
     if last_step not in get_args(LastStep):
         raise unknown("last_step", last_step, get_args(LastStep))
     decoder = TINY
-    for (s, t), law in zip(grid.steps(), given, strict=True):
+    for k, ((s, t), law) in enumerate(zip(grid.steps(), given, strict=True), start=1):
         beta = transition_variance(s, t)
         coef1 = beta * t.alpha / s.sigma**2
         coef2 = t.sigma**2 * s.alpha / (s.sigma**2 * t.alpha)
-        noisy = t is not grid.levels[-1] or last_step == "sample"
+        noisy = k < grid.num_steps or last_step == "sample"
         value, spread = _variance_and_spread(law, s, t, TINY if noisy else decoder, noisy)
         decoder = posterior_variance(s, t)
         x = coef1 * X0 + coef2 * X + (sqrt(value) if noisy else 0) * Z

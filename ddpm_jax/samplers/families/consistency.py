@@ -1,4 +1,4 @@
-"""Few-step sampling of distilled networks: latent consistency (LCM) and trajectory consistency (TCD) models."""
+"""Few-step sampling of distilled networks: consistency models, latent (LCM) and trajectory (TCD) ones."""
 
 from collections.abc import Iterator, Sequence
 from math import floor, hypot, sqrt
@@ -7,8 +7,27 @@ import numpy as np
 
 from ddpm_jax.samplers.families.ancestral import transition_variance
 from ddpm_jax.samplers.grids import Grid, Level, Pairs, level
+from ddpm_jax.samplers.grids.sigma_grids import ratio
 from ddpm_jax.samplers.table import EPS, X0, Row, X, Z, row, sampler
 from ddpm_jax.schedules import Schedule
+
+
+@sampler
+def consistency(grid: Grid, *, sigma_min: float, s_noise: float = 1.0) -> Iterator[Row]:
+    """x_t / alpha_t = x_0 + s_noise sqrt(sigma_t^2 - sigma_min^2) z: the image is predicted anew from every level.
+
+    For networks under `consistency_denoiser` with this sigma_min, the noise that an image has.
+
+    Source: Song et al. 2023 (arXiv:2303.01469), algorithm 1.
+
+    Args:
+      grid: levels whose last is at sigma_min; sigma is that of x / alpha.
+      sigma_min: positive.
+      s_noise: inflates the noise.
+    """
+    for s, t in grid.steps():
+        up = sqrt(max(ratio(t) ** 2 - sigma_min**2, 0.0))
+        yield row(s, X=t.alpha * (X0 + s_noise * up * Z))
 
 
 @sampler

@@ -106,13 +106,21 @@ class Setup:
         return Preset(table, wrap)
 
 
-def calls(preset: Preset, answer: Answer, x_T: np.ndarray, noise: np.ndarray, wrap: Callable = lambda d: d) -> Calls:
-    """Where a table calls the network, along its rows, in float64; noise [N, B, H, W, C]."""
+def calls(
+    preset: Preset,
+    answer: Answer,
+    x_T: np.ndarray,
+    noise: np.ndarray,
+    wrap: Callable = lambda d: d,
+    x_0: np.ndarray | None = None,
+) -> Calls:
+    """Where a table calls the network, along its rows, in float64; noise [N, B, H, W, C]. From x_0 as from x_t."""
     table = preset.table
+    x = table.init * x_T if x_0 is None else table.rows.alpha[0] * x_0 + table.rows.sigma[0] * x_T
     with jax.enable_x64(True):
         model_fn = lambda x, t: jnp.asarray(answer(np.asarray(x), float(t[0])))
         denoise = wrap(preset.denoiser(model_fn))
-        registers = (jnp.asarray(table.init * x_T), *[jnp.zeros_like(x_T)] * (table.rows.update.shape[1] - 1))
+        registers = (jnp.asarray(x), *[jnp.zeros_like(x_T)] * (table.rows.update.shape[1] - 1))
         xs = [np.asarray(registers[0])]
         for k in range(table.num_calls):
             numbers = (float(leaf[k]) for leaf in table.rows[:5])

@@ -40,6 +40,7 @@ CONFIGURATIONS: dict[str, tuple[Mapping[str, Any], ...]] = {
     "PNDMScheduler": ({}, STABLE_DIFFUSION | {"skip_prk_steps": True}, V),
     "LCMScheduler": ({}, V),
     "TCDScheduler": ({}, V),
+    "UnCLIPScheduler": (),
     "RePaintScheduler": ({},),
     "EulerDiscreteScheduler": ({}, V | TRAILING, {"use_exponential_sigmas": True}, STABLE_DIFFUSION),
     "EulerAncestralDiscreteScheduler": ({}, V | TRAILING),
@@ -64,18 +65,22 @@ CONFIGURATIONS: dict[str, tuple[Mapping[str, Any], ...]] = {
     "UniPCMultistepScheduler": ({}, {"solver_type": "bh1"} | SIGMA_MIN, {"predict_x0": False} | SIGMA_MIN, KARRAS | V),
     "DEISMultistepScheduler": ({}, {"solver_order": 3} | TRAILING),
     "SASolverScheduler": ({}, {"algorithm_type": "noise_prediction"}, {"predictor_order": 3, "corrector_order": 3}),
+    "CMStochasticIterativeScheduler": ({}, {"clip_denoised": False}),
+    "ScoreSdeVeScheduler": (),
 }
-TORCHSDE = (
-    "the class needs torchsde and its Brownian tree, which replaced noise cannot stand in for; against k-diffusion's "
-    "step along a Brownian path in tests/samplers/test_dpm_sde.py"
-)
+PIPELINES = "its steps need what only its pipeline tells them; as the pipeline in tests/tools/parity/test_start.py"
+NOT_HERE = {
+    "DPMSolverSDEScheduler": "the class needs torchsde and its Brownian tree, which replaced noise cannot stand in "
+    "for; against k-diffusion's step along a Brownian path in tests/samplers/test_dpm_sde.py",
+    **dict.fromkeys(("UnCLIPScheduler", "ScoreSdeVeScheduler"), PIPELINES),
+}
 
 
 def compare(libraries: Libraries) -> Iterator[Result]:
     """A line for every class and configuration."""
     for name in CLASSES:
         if not CONFIGURATIONS[name]:
-            yield not_compared(GROUP, f"preset of {name}", "", TORCHSDE)
+            yield not_compared(GROUP, f"preset of {name}", "", NOT_HERE[name])
         for settings in CONFIGURATIONS[name]:
             yield compare_one(libraries, name, settings)
 
@@ -117,4 +122,7 @@ def answer_of(scheduler: Any, name: str) -> Answer:
         return mixture.preconditioned(scheduler.config.sigma_data, 1 if kind == "epsilon" else -1)
     if name == "IPNDMScheduler":
         return mixture.angle
+    if name == "CMStochasticIterativeScheduler":
+        preconditioned = mixture.preconditioned(scheduler.config.sigma_data, 1)
+        return lambda x, time: preconditioned(x, time / 1000)
     return mixture.at_table(scheduler.alphas_cumprod.double().numpy(), OUTPUTS[kind])

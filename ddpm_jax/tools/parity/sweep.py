@@ -13,12 +13,11 @@ import numpy as np
 from ddpm_jax import samplers
 from ddpm_jax.samplers import from_diffusers_config
 from ddpm_jax.samplers.configs.common import Preset
-from ddpm_jax.tools.parity import double, mixture, ours
+from ddpm_jax.tools.parity import double, mixture, ours, schedulers
 from ddpm_jax.tools.parity.draws import Case, draw
 from ddpm_jax.tools.parity.mixture import Answer
 from ddpm_jax.tools.parity.results import Result, along
-from ddpm_jax.tools.parity.samplers import OUTPUTS, TOLERANCE, noise_of
-from ddpm_jax.tools.parity.schedulers import GROUP
+from ddpm_jax.tools.parity.samplers import TOLERANCE, noise_of
 from ddpm_jax.tools.parity.theirs import Calls, Libraries, nchw
 from ddpm_jax.tools.parity.theirs import calls as their_calls
 
@@ -55,11 +54,7 @@ def run(calls: Callable[[], Calls]) -> Run:
 def answer_of(scheduler: Any, case: Case) -> Answer:
     """The exact network in the form that the class asks for; of the parts that a learned variance adds, any numbers."""
     kind = scheduler.config.get("prediction_type", "epsilon")
-    if case.name.startswith("EDM"):
-        return mixture.preconditioned(scheduler.config.sigma_data, 1 if kind == "epsilon" else -1)
-    if case.name == "IPNDMScheduler":
-        return mixture.angle
-    answer = mixture.at_table(scheduler.alphas_cumprod.double().numpy(), OUTPUTS[kind])
+    answer = schedulers.answer_of(scheduler, case.name)
     variance = scheduler.config.get("variance_type")
     if variance == "learned" and case.name.startswith("DDPM"):
         return mixture.with_variance(answer, lambda value: np.exp(2 * value - 6))
@@ -82,6 +77,7 @@ class Sides:
         self.torch, self.case = libraries.torch, case
         self.scheduler_class = getattr(libraries.diffusers, case.name)
         self.x_T, self.noise = noise_of(4 * (case.num_steps or 10) + 80)
+        self.begun = {"x_0": masked()[0] / 2} if case.start else {}
 
     def scheduler(self) -> Any:
         """Theirs, as a pipeline makes it of a file."""
@@ -106,7 +102,8 @@ class Sides:
         if self.case.name == "RePaintScheduler":
             original, mask = (nchw(self.torch, each, dtype) for each in masked())
             options |= {"original_image": original, "mask": mask}
-        return their_calls(self.torch, scheduler, self.answer, self.x_T, self.noise, options, dtype)
+        begun = {**self.begun, "start": self.case.start} if self.begun else {}
+        return their_calls(self.torch, scheduler, self.answer, self.x_T, self.noise, options, dtype, **begun)
 
     def theirs(self) -> Calls:
         """In float32."""
@@ -133,14 +130,16 @@ class Sides:
           ValueError: it is refused.
         """
         config = {"_class_name": self.case.name, **self.case.settings}
-        return from_diffusers_config(config, self.case.num_steps, **self.case.set_options, **self.case.step_options)
+        options = {**self.case.set_options, **self.case.step_options}
+        options |= {"start": self.case.start} if self.case.start else {}
+        return from_diffusers_config(config, self.case.num_steps, **options)
 
     def ours(self, preset: Preset) -> Calls:
         """The rows of the preset, in float64."""
         wrap = lambda denoise: denoise
         if self.case.name == "RePaintScheduler":
             wrap = lambda denoise: samplers.known(denoise, *map(jnp.asarray, masked()))
-        return ours.calls(preset, self.answer, self.x_T, self.noise, wrap)
+        return ours.calls(preset, self.answer, self.x_T, self.noise, wrap, **self.begun)
 
 
 def apart(found: Calls, theirs: Calls, tolerance: float) -> tuple[float, int | None]:
@@ -160,7 +159,7 @@ def judge(libraries: Libraries, item: str, case: Case) -> Result:
     rounding shows even there, a thousand times closer than in float32. "different": everything else.
     """
     sides = Sides(libraries, case)
-    result = Result(GROUP, item, str(case), "same", tolerance=TOLERANCE)
+    result = Result(schedulers.GROUP, item, str(case), "same", tolerance=TOLERANCE)
     different = lambda note: dataclasses.replace(result, verdict="different", note=note)
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")

@@ -83,6 +83,9 @@ UNSCHEDULED = {
     "DPMSolverMultistepInverseScheduler": "add_noise of the class is that of DPMSolverMultistepScheduler",
     "DPMSolverSDEScheduler": "the class needs torchsde",
     "IPNDMScheduler": "the class has no add_noise",
+    "UnCLIPScheduler": "add_noise of the class is that of DDPMScheduler",
+    "CMStochasticIterativeScheduler": "x_0 + sigma eps, and so begun in the middle in tests/tools/parity/test_start.py",
+    "ScoreSdeVeScheduler": "x_0 + sigma eps at positions in a list",
 }
 IN_TESTS = "no function of diffusers; against OpenAI's recorded ones in tests/test_process.py"
 EDM = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")

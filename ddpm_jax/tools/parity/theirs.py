@@ -91,8 +91,12 @@ def calls(
     noise: np.ndarray,
     step_options: Mapping[str, Any] | None = None,
     dtype: Any = np.float32,
+    x_0: np.ndarray | None = None,
+    start: int = 0,
 ) -> Calls:
     """A diffusers scheduler, whose timesteps are set, run as a pipeline runs it, from init_noise_sigma x_T.
+
+    Or from x_0 with the noise x_T of the level of step `start`, as an img2img pipeline does.
 
     Args:
       answer: the network.
@@ -100,10 +104,23 @@ def calls(
       noise: [N, B, H, W, C] standard normal, one for each step that draws.
       step_options: of scheduler.step.
       dtype: of x, and so of what the scheduler computes from it.
+      x_0: [B, H, W, C], where it begins in the middle.
+      start: where that is.
     """
-    x = nchw(torch, x_T, dtype) * scheduler.init_noise_sigma
+    timesteps, x = scheduler.timesteps, nchw(torch, x_T, dtype)
+    if x_0 is None:
+        x = x * scheduler.init_noise_sigma
+    else:
+        first = start * getattr(scheduler, "order", 1)
+        timesteps = timesteps[first:]
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(first)
+        if hasattr(scheduler, "add_noise"):
+            x = scheduler.add_noise(nchw(torch, x_0, dtype), x, timesteps[:1])
+        else:  # IPNDMScheduler
+            x = scheduler.alphas[start] * nchw(torch, x_0, dtype) + scheduler.betas[start] * x
     xs, times = [], []
-    for k, t in enumerate(scheduler.timesteps):
+    for k, t in enumerate(timesteps):
         told = scheduler.scale_model_input(x, t)
         xs.append(nhwc(told))
         times.append(float(t))

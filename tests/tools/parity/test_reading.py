@@ -27,9 +27,10 @@ def defaults_of(cls) -> dict:
 @pytest.mark.parametrize("name", CLASSES)
 def test_every_class_as_it_is_saved(name, theirs, tmp_path):
     """save_config and save_pretrained, infinities and all; and the configuration in memory."""
-    scheduler = class_of(theirs, name)()
+    said = {"correct_steps": 0} if name == "ScoreSdeVeScheduler" else {}  # no table has its default
+    scheduler = class_of(theirs, name)(**said)
     assert defaults_of(type(scheduler)).keys() <= CLASSES[name][1].keys()
-    expected = from_diffusers_config({"_class_name": name}, 5).table
+    expected = from_diffusers_config({"_class_name": name, **said}, 5).table
     scheduler.save_config(tmp_path / "a")
     scheduler.save_pretrained(tmp_path / "b")
     for config in (tmp_path / "a", tmp_path / "b", dict(scheduler.config) | {"_class_name": name}):
