@@ -6,6 +6,7 @@ from ddpm_jax.samplers.denoise import (
     Denoise,
     Denoised,
     clipped,
+    consistency_denoiser,
     denoiser,
     mean_denoiser,
     preconditioned,
@@ -17,7 +18,7 @@ from ddpm_jax.samplers.denoise import (
 from ddpm_jax.samplers.differentiable import levels_of, table_at
 from ddpm_jax.samplers.families.ablation import edm_ode, vp_betas
 from ddpm_jax.samplers.families.ancestral import analytic_variances, ddpm
-from ddpm_jax.samplers.families.consistency import lcm, tcd
+from ddpm_jax.samplers.families.consistency import consistency, lcm, tcd
 from ddpm_jax.samplers.families.deis import deis
 from ddpm_jax.samplers.families.dpm_sde import dpm_solver_sde
 from ddpm_jax.samplers.families.dpm_solver import dpm_solver, dpm_solver_pp
@@ -51,6 +52,8 @@ __all__ = [
     "Table",
     "analytic_variances",
     "clipped",
+    "consistency",
+    "consistency_denoiser",
     "ddim",
     "ddim_inverse",
     "ddpm",
