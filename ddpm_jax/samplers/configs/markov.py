@@ -122,7 +122,7 @@ def _unclip(config: Config, num_steps: int | None, *, start: int = 0) -> Preset:
     law = choose("variance_type", config["variance_type"], laws)
     choose("prediction_type", config["prediction_type"], {"epsilon": None, "sample": None})
     config = {**DEFAULTS, **UNCLIPPED, **config}
-    schedule = checked_schedule(config, ("squaredcos_cap_v2",))
+    schedule = checked_schedule(config)
     n = grids.checked_steps(num_steps, schedule.num_timesteps, least=2)
     steps = np.round(np.arange(n) * ((schedule.num_timesteps - 1) / (n - 1))).astype(int)[::-1]
     table = start_at(lambda grid: ddpm(grid, variance=law), grids.from_timesteps(schedule, steps), start)

@@ -38,7 +38,8 @@ ELSEWHERE = frozenset(
 GONE = frozenset(("tensor_format", "timestep_values", "denoise_final"))
 RENAMED = {"timesteps": "num_train_timesteps", "clip_predicted_image": "clip_sample"}
 PREDICT_EPSILON = {True: "epsilon", False: "sample"}
-# What some classes have beside the beta schedules of all.
+# What some classes have beside the beta schedules of all, and what another has in place of them.
+ONLY_SCHEDULES = {"UnCLIPScheduler": ("squaredcos_cap_v2",)}
 MORE_SCHEDULES = {
     **dict.fromkeys(("DDPMScheduler", "DDPMParallelScheduler"), ("laplace", "sigmoid")),
     "RePaintScheduler": ("sigmoid",),
@@ -92,8 +93,8 @@ def read(config: Mapping[str, Any] | str | Path) -> tuple[str, dict[str, Any]]:
     found = {key: value for key, value in given.items() if key in defaults}
     found = {key: plain(value, defaults[key]) for key, value in found.items() if not _idle(key, value, found, defaults)}
     check_kinds({k: v for k, v in found.items() if not (k in ALSO_ZERO and v == 0)}, defaults, WHERE_NOT_NULL)
-    schedules = (*BETA_SCHEDULES, *MORE_SCHEDULES.get(name, ()))
-    if found.get("trained_betas") is None and found.get("beta_schedule", "linear") not in schedules:
+    schedules = ONLY_SCHEDULES.get(name, (*BETA_SCHEDULES, *MORE_SCHEDULES.get(name, ())))
+    if found.get("trained_betas") is None and found.get("beta_schedule", schedules[0]) not in schedules:
         raise unknown("beta_schedule", found["beta_schedule"], schedules)
     if name == "EulerDiscreteScheduler" and found.get("prediction_type") == "original_sample":  # its old word
         found["prediction_type"] = "sample"
