@@ -8,6 +8,7 @@ from functools import partial
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.typing import Dtype
 
 from ddpm_jax.models.encoder import Blocks
@@ -64,7 +65,7 @@ class TextEncoder(nn.Module):
         Not checked: the range of the tokens. One out of range gives NaN.
         """
         shape = (len(tokens), self.num_positions)
-        for name, array, kind in (("tokens", tokens, jnp.integer), ("mask", mask, jnp.bool_)):
+        for name, array, kind in (("tokens", tokens, np.integer), ("mask", mask, np.bool_)):
             if array.shape != shape or not jnp.issubdtype(array.dtype, kind):
                 raise ValueError(f"{name} must be {kind.__name__} {list(shape)}, got {array.dtype}{list(array.shape)}")
         embed = partial(nn.Embed, features=self.width, embedding_init=small_init, dtype=self.dtype)
