@@ -6,15 +6,12 @@ import numpy as np
 import pytest
 
 from ddpm_jax import data
-from ddpm_jax.config.run import Config, ModelConfig, TrainConfig
+from ddpm_jax.config.run import Config, ModelConfig
 from ddpm_jax.host import picture_files
 from ddpm_jax.train import loop
 from tests.data.examples import CAPTIONS, CLASSES, IMAGES, NAMES, NUMBERS, N, agrees, everything
 
-SMALL = Config(
-    model=ModelConfig(channels=4, channel_multipliers=(1,), attention_resolutions=(), num_groups=2),
-    train=TrainConfig(batch_size=2),
-)
+SMALL = Config(model=ModelConfig(channels=4, channel_multipliers=(1,), attention_resolutions=(), num_groups=2))
 EMOJI = Path(__file__).parent.parent.parent.parent / "shared" / "emoji"
 
 
