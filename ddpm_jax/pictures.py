@@ -1,4 +1,4 @@
-"""Pictures from a trained network, with any sampler, in batches: a run of ours, or what interop.load reads.
+"""Pictures from a trained network, with any sampler, in batches.
 
 Image i of a seed is drawn with the same noise whatever the number of images and the size of the batches are.
 """
@@ -17,62 +17,60 @@ from ddpm_jax import guidance, images, samplers
 from ddpm_jax.config.fields import at_least
 from ddpm_jax.config.run import MOST_SEED
 from ddpm_jax.distil import files as learned_files
-from ddpm_jax.models import DiT, UNet, UViT
+from ddpm_jax.host.storage import Say
 from ddpm_jax.process import ModelFn
-from ddpm_jax.runs.checkpoint import Say
 from ddpm_jax.samplers.catalogue import make_table, make_table_at, other_variance
 from ddpm_jax.samplers.configs.common import Preset
-from ddpm_jax.trained import Source
+from ddpm_jax.trained import Trained
 
 # ---------------------------------------------------------------------------------------------------------- options
 
 
 def preset(
-    source: Source,
+    trained: Trained,
     sampler: str | None,
     num_steps: int | None,
     grid: str | None,
     timesteps: Sequence[int] | None,
     say: Say = warnings.warn,
 ) -> Preset:
-    """(table, denoiser) of a sampler of the catalogue, of a file, or of the source's own.
+    """(table, denoiser) of a sampler of the catalogue, of a file, or of the network's own.
 
     Args:
-      source: of the network.
-      sampler: its name, or FILE.json of learn-sampler; None for the source's default.
-      num_steps: how many steps, unless there are timesteps; None for the source's number, or as many as a file has.
+      trained: the network.
+      sampler: its name, or FILE.json of learn-sampler; None for the network's default.
+      num_steps: how many steps, unless there are timesteps; None for the network's number, or as many as a file has.
       grid: where; None for the sampler's own grid.
       timesteps: or exactly where.
       say: is told if the sampler has another variance than the network was trained for.
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: unknown names; both grid and timesteps; either with the source's own sampler or a file; a number of
+      ValueError: unknown names; both grid and timesteps; either with diffusers' own sampler or a file; a number of
         steps that the sampler has not; a file of another noise schedule.
     """
     if sampler is not None and learned_files.is_file(sampler):
-        return Preset(_learned(source, Path(sampler), num_steps, grid, timesteps), source.denoiser)
-    num_steps = source.num_steps if num_steps is None else num_steps
+        return Preset(_learned(trained, Path(sampler), num_steps, grid, timesteps), trained.denoiser)
+    num_steps = trained.num_steps if num_steps is None else num_steps
     if grid is not None and timesteps is not None:
         raise ValueError(f"give either grid or timesteps, got {grid!r} and {list(timesteps)}")
-    name = source.sampler if sampler is None else sampler
-    if name is None:
-        assert source.own is not None
+    if sampler is None and trained.scheduler_config is not None:
         if grid is not None or timesteps is not None:
             given = f"grid {grid!r}" if grid is not None else f"timesteps {list(timesteps or ())}"
             raise ValueError(f"its own sampler comes with its own steps: give a sampler together with {given}")
-        return source.own(num_steps)
-    if (other := other_variance(name, source.variance)) is not None:
+        return trained.default_sampler(num_steps)
+    name = trained.sampler if sampler is None else sampler
+    if (other := other_variance(name, trained.variance)) is not None:
         say(other)
     if timesteps is None:
-        table = make_table(name, source.schedule, num_steps, grid, variance=source.variance)
+        table = make_table(name, trained.schedule, num_steps, grid, variance=trained.variance)
     else:
-        table = make_table_at(name, source.schedule, timesteps, variance=source.variance)
-    return Preset(table, source.denoiser)
+        table = make_table_at(name, trained.schedule, timesteps, variance=trained.variance)
+    return Preset(table, trained.denoiser)
 
 
 def _learned(
-    source: Source,
+    trained: Trained,
     path: Path,
     num_steps: int | None,
     grid: str | None,
@@ -84,7 +82,7 @@ def _learned(
             raise ValueError(f"{path} has its own times, got {name} {value!r}")
     if num_steps not in (None, len(learned.calls)):
         raise ValueError(f"num_steps of {path} is {len(learned.calls)}, got {num_steps}")
-    learned_files.check_schedule(learned, source.schedule)
+    learned_files.check_schedule(learned, trained.schedule)
     return learned.table()
 
 
@@ -105,11 +103,11 @@ class Labels:
         return np.asarray(index % self.num_classes if self.one is None else np.full(n, self.one), np.int32)
 
 
-def labels(source: Source, label: int | None, guidance_scale: float | None) -> Labels:
+def labels(trained: Trained, label: int | None, guidance_scale: float | None) -> Labels:
     """Which labels the images get.
 
     Args:
-      source: of the network.
+      trained: the network.
       label: of all images; None for each class in turn.
       guidance_scale: of classifier-free guidance, u + scale (c - u).
 
@@ -117,9 +115,7 @@ def labels(source: Source, label: int | None, guidance_scale: float | None) -> L
       ValueError: a label for a network without classes, or none of its classes; guidance without a label that stands
         for no class.
     """
-    model = source.model
-    num_classes = model.num_classes if isinstance(model, UNet | DiT | UViT) else None
-    null = num_classes if isinstance(model, DiT) and model.null_label else None
+    num_classes, null = trained.conditions.num_classes, trained.conditions.null_label
     if label is not None and (num_classes is None or not 0 <= label < num_classes):
         allowed = "has no classes" if num_classes is None else f"has the labels 0 .. {num_classes - 1}"
         raise ValueError(f"the network {allowed}, got label {label}")
@@ -132,7 +128,7 @@ def labels(source: Source, label: int | None, guidance_scale: float | None) -> L
 
 
 def pictures(
-    source: Source, drawn_with: Preset, labels: Labels, num_images: int, batch_size: int, seed: int
+    trained: Trained, drawn_with: Preset, labels: Labels, num_images: int, batch_size: int, seed: int
 ) -> Iterator[np.ndarray]:
     """uint8 [B, H, W, C], batch after batch, num_images in all.
 
@@ -142,32 +138,32 @@ def pictures(
     at_least("num_images", num_images)
     at_least("batch_size", batch_size)
     at_least("seed", seed, 0, most=MOST_SEED)
-    return _pictures(source, drawn_with, labels, num_images, min(batch_size, num_images), seed)
+    return _pictures(trained, drawn_with, labels, num_images, min(batch_size, num_images), seed)
 
 
 def _pictures(
-    source: Source, drawn_with: Preset, labels: Labels, num_images: int, batch_size: int, seed: int
+    trained: Trained, drawn_with: Preset, labels: Labels, num_images: int, batch_size: int, seed: int
 ) -> Iterator[np.ndarray]:
-    shape = (batch_size, *source.image_shape)
+    shape = (batch_size, *trained.image_shape)
     table, denoiser = drawn_with
-    first_stage = source.first_stage
+    first_stage = trained.first_stage
 
     @jax.jit
     def draw(params: Any, decoder_params: Any, first_index: jax.Array, y: jax.Array | None) -> jax.Array:
-        model_fn = source.model_fn(params) if y is None else _guided(source, params, y, labels)
+        model_fn = trained.model_fn(params) if y is None else _guided(trained, params, y, labels)
         x_0 = samplers.sample(denoiser(model_fn), table, jax.random.key(seed), shape, first_index=first_index)
         return x_0 if first_stage is None else replace(first_stage, params=decoder_params).decode(x_0)
 
-    params = jax.device_put((source.params, first_stage and first_stage.params))
+    params = jax.device_put((trained.params, first_stage and first_stage.params))
     for first in range(0, num_images, batch_size):
         x_0 = draw(*params, np.uint32(first), labels.of(first, batch_size))
         yield images.to_uint8(x_0)[: num_images - first]
 
 
-def _guided(source: Source, params: Any, y: jax.Array, labels: Labels) -> ModelFn:
-    conditional = source.model_fn(params, y=y)
+def _guided(trained: Trained, params: Any, y: jax.Array, labels: Labels) -> ModelFn:
+    conditional = trained.model_fn(params, y=y)
     if labels.guidance_scale is None:
         return conditional
     assert labels.null is not None
-    unconditional = source.model_fn(params, y=jnp.full_like(y, labels.null))
+    unconditional = trained.model_fn(params, y=jnp.full_like(y, labels.null))
     return guidance.classifier_free(conditional, unconditional, scale=labels.guidance_scale)

@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ddpm_jax import images, trained
+from ddpm_jax import images, opening
 from ddpm_jax.distil import files
 from ddpm_jax.distil.command import TEACHER, TEACHER_GRID, network_of
 from ddpm_jax.distil.fit import Errors, Network, Pairs, draw, errors_of, pair_key
@@ -57,11 +57,11 @@ def shortlisted(candidates: list[HandMade], network: Network, pairs: Pairs) -> l
 
 def main(run: str, out: str, *names: str) -> None:
     """Evaluate the files; OUT.json is written anew after each."""
-    source, key = trained.of_run(Path(run), print), pair_key(SEED)
+    source, key = opening.open(run, print), pair_key(SEED)
     network = network_of(source)
     teacher = make_table(TEACHER, source.schedule, TEACHER_STEPS, TEACHER_GRID)
     pairs = Pairs(key, 0, draw(network, teacher, key, 0, PAIRS, BATCH))
-    real = real_images(Path(run))
+    real = real_images(opening.data_of(run, source))
     axes = frechet.projection(real)
 
     def distance(table: Table) -> float:

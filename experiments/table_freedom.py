@@ -13,6 +13,7 @@ with weights as the other has. Of steps of different damping the one of the leas
 also those of the images clipped to [-1, 1], which are what is written as pictures.
 """
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -22,15 +23,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax import trained
-from ddpm_jax.build import make_reading
+from ddpm_jax import opening
 from ddpm_jax.distil import files
 from ddpm_jax.distil.command import TEACHER, TEACHER_GRID, network_of
 from ddpm_jax.distil.family import Times, assignments_of, numbers_of, times_of
 from ddpm_jax.distil.fit import FLOOR, HELD_OUT, Errors, errors_between, pair_key
 from ddpm_jax.distil.regression import TeacherPath, path_of
 from ddpm_jax.host.storage import write_atomically
-from ddpm_jax.runs import checkpoint
 from ddpm_jax.samplers import Denoise, Row
 from ddpm_jax.samplers.catalogue import make_table
 
@@ -67,10 +66,11 @@ def sampler(
 
 
 def main(run: str, file: str, out: str) -> None:
-    source, learned = trained.of_run(Path(run), print), files.load(Path(file))
+    source, learned = opening.open(run, print), files.load(Path(file))
     files.check_schedule(learned, source.schedule)
-    schedule, network, config = times_of(source.schedule), network_of(source), checkpoint.load_run(Path(run)).config
-    unclipped, clip = make_reading(config.objective).denoiser(source.schedule), config.sample.clip or np.inf
+    schedule, network = times_of(source.schedule), network_of(source)
+    unclipped = dataclasses.replace(source.reading, clip=None).denoiser(source.schedule)
+    clip = source.reading.clip or np.inf
     numbers = jax.tree.map(np.float32, numbers_of(learned.table(), source.schedule))
     rows = np.asarray(assignments_of(numbers, schedule))
     parts = parts_of(rows)

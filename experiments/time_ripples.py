@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax import trained
+from ddpm_jax import opening
 from ddpm_jax.distil.command import TEACHER, TEACHER_GRID, network_of
 from ddpm_jax.distil.family import times_of
 from ddpm_jax.distil.fit import RIPPLE, pair_key, predict
@@ -36,7 +36,7 @@ def rms(images: np.ndarray) -> float:
 
 
 def main(run: str, out: str) -> None:
-    source = trained.of_run(Path(run), print)
+    source = opening.open(run, print)
     schedule, network = times_of(source.schedule), network_of(source)
     teacher = make_table(TEACHER, source.schedule, TEACHER_STEPS, TEACHER_GRID)
     path = path_of(network, teacher, pair_key(0), 0, IMAGES, IMAGES)

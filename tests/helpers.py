@@ -1,5 +1,6 @@
 """Golden files, exact denoisers, and the error measure shared by the tests."""
 
+import dataclasses
 import json
 import re
 from collections.abc import Iterable
@@ -11,10 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax import cli
+from ddpm_jax import cli, schedules
+from ddpm_jax.reading import Reading
 from ddpm_jax.samplers.run import step
+from ddpm_jax.trained import Trained
 
 GOLDEN = Path(__file__).parent / "golden"
+READING = {field.name for field in dataclasses.fields(Reading)}
 
 
 def few(values: Iterable[Any], *default: Any) -> list[Any]:
@@ -31,6 +35,22 @@ def assert_train_refuses(options: str, message: str, capsys) -> None:
     error = capsys.readouterr().err.strip()
     assert stop.value.code == 2 and "\n" not in error and re.search(message, error), error
     assert not Path("runs").exists()
+
+
+def trained_of(**settings: Any) -> Trained:
+    """A Trained, its reading given field by field; what is not said is as after most trainings."""
+    return changed(
+        Trained(**{"origin": "a test", "config": {}, "schedule": schedules.linear(1000)}
+                | {"reading": Reading("eps", "fixed_small", clip=1.0)}
+                | {name: value for name, value in settings.items() if name not in READING}),
+        **{name: value for name, value in settings.items() if name in READING},
+    )  # fmt: skip
+
+
+def changed(trained: Trained, **changes: Any) -> Trained:
+    """With other fields, or other fields of its reading."""
+    of_reading = {name: changes.pop(name) for name in READING & changes.keys()}
+    return dataclasses.replace(trained, reading=dataclasses.replace(trained.reading, **of_reading), **changes)
 
 
 def golden(name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).parent.parent / "ddpm_jax"
 # A part may import those before it, and itself.
 ORDER = [
     *("names", "keys", "images", "schedules", "process", "special", "edm", "objectives", "weightings", "timesteps"),
-    *("host", "samplers", "reading", "guidance", "models", "conditions", "data", "config", "build", "runs", "interop"),
-    *("trained", "distil", "pictures", "evaluate", "train", "tools", "cli"),
+    *("host", "samplers", "reading", "guidance", "models", "conditions", "data", "config", "trained", "build", "runs"),
+    *("interop", "opening", "distil", "pictures", "evaluate", "train", "tools", "cli"),
 ]
 # Third-party packages a part must not see.
 FORBIDDEN = {

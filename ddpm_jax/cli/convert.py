@@ -9,7 +9,7 @@ from typing import Annotated
 import jax
 import tyro
 
-from ddpm_jax import interop, trained
+from ddpm_jax import interop, opening
 from ddpm_jax.cli.parsing import parse
 from ddpm_jax.runs import posthoc
 
@@ -32,11 +32,11 @@ def convert(argv: list[str]) -> None:
     """Write a run, or the weights of another project, as a folder that diffusers loads."""
     arguments = parse(ConvertArguments, argv, "convert")
     average = posthoc.Average(arguments.ema_decay, arguments.ema_sigma)
-    loaded = trained.load(arguments.source, print, average, arguments.config)
-    interop.save_diffusers(arguments.destination, loaded)
-    height, width, channels = loaded.image_shape
-    sizes = [math.prod(leaf.shape) for leaf in jax.tree.leaves(loaded.params)]
-    kind = "images" if loaded.first_stage is None else "latents"
-    print(f"{loaded.origin}: {sum(sizes):,} parameters, {kind} of {height} x {width} x {channels}")
+    trained = opening.open(arguments.source, print, average, arguments.config)
+    interop.save_diffusers(arguments.destination, trained)
+    height, width, channels = trained.image_shape
+    sizes = [math.prod(leaf.shape) for leaf in jax.tree.leaves(trained.params)]
+    kind = "images" if trained.first_stage is None else "latents"
+    print(f"{trained.origin}: {sum(sizes):,} parameters, {kind} of {height} x {width} x {channels}")
     print(f"written for diffusers: {arguments.destination}")
     print(f"pictures: ddpm-jax sample {shlex.quote(str(arguments.destination))}")

@@ -13,11 +13,11 @@ USAGE = f"""usage: ddpm-jax COMMAND ...
   train [EXPERIMENT.py] [--workdir DIR] [--train.num-steps N ...]   train, or go on where a run stopped
   sample SOURCE [--sampler ddim] [--num-steps 50] [-n 64]           pictures from a trained run, a diffusers folder, ...
   convert SOURCE FOLDER                                             write it as a folder that diffusers loads
-  nll WORKDIR [--split test] [-n 1000] [--num-steps 100]            bits/dim: the variational bound, term by term
+  nll SOURCE [--split test] [-n 1000] [--num-steps 100]             bits/dim: the variational bound, term by term
   plan [EXPERIMENT.py] --topology v5e:4x8 [--json FILE]             memory and time on TPUs, without a TPU
   parity [--golden FOLDER] [--json FILE] [--html FILE]              beside the installed PyTorch and diffusers
   bench [PART ...] [--model cifar10] [--out FOLDER]                 times beside PyTorch, error against steps; a report
-  learn-sampler WORKDIR [--num-steps 6]                             fit a sampler of few calls to a trained run
+  learn-sampler SOURCE [--num-steps 6]                              fit a sampler of few calls to a trained network
 {samplers.USAGE}
 
 ddpm-jax COMMAND --help lists every option."""

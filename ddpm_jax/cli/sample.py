@@ -8,11 +8,12 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from ddpm_jax import pictures, trained
+from ddpm_jax import opening, pictures
 from ddpm_jax.cli.parsing import parse
 from ddpm_jax.distil import files as learned_files
 from ddpm_jax.host import picture_files
 from ddpm_jax.runs import posthoc
+from ddpm_jax.trained import Trained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,39 +53,36 @@ def sample(argv: list[str]) -> None:
     """Draw images from a run's averaged parameters, or from the weights of another project."""
     arguments = parse(SampleArguments, argv, "sample")
     save = picture_files.saver(arguments.out) if arguments.out else None
-    place, average = Path(arguments.source), posthoc.Average(arguments.ema_decay, arguments.ema_sigma)
-    trained.check_options(place, average, arguments.config)
-    is_run = trained.is_run(place)
-    if is_run:
-        source = trained.of_run(place, print, average)
-    else:
-        loaded = trained.load(arguments.source, print, average, arguments.config)
-        print(loaded.origin)
-        source = trained.of_loaded(loaded)
+    average = posthoc.Average(arguments.ema_decay, arguments.ema_sigma)
+    trained = opening.open(arguments.source, print, average, arguments.config)
+    trained.check_conditions("the command line", labels=True)
+    if trained.run is None:
+        print(trained.origin)
     spacing = arguments.num_steps, arguments.grid, arguments.timesteps
-    preset = pictures.preset(source, arguments.sampler, *spacing, print)
-    labels = pictures.labels(source, arguments.label, arguments.guidance_scale)
+    preset = pictures.preset(trained, arguments.sampler, *spacing, print)
+    labels = pictures.labels(trained, arguments.label, arguments.guidance_scale)
     n = arguments.num_images
-    drawn = pictures.pictures(source, preset, labels, n, arguments.batch_size, arguments.seed)
+    drawn = pictures.pictures(trained, preset, labels, n, arguments.batch_size, arguments.seed)
     batches = []
     with tqdm(total=n, unit="image") as bar:
         for batch in drawn:
             batches.append(batch)
             bar.update(len(batch))
-    out = arguments.out or str((place if is_run else Path()) / default_name(arguments, source, is_run))
+    home = Path() if trained.run is None else Path(arguments.source)
+    out = arguments.out or str(home / default_name(arguments, trained))
     (save or picture_files.saver(out))(np.concatenate(batches), labels.of(0, n))
     print(f"{n} images: {out}")
 
 
-def default_name(arguments: SampleArguments, drawn: trained.Source, is_run: bool) -> str:
+def default_name(arguments: SampleArguments, trained: Trained) -> str:
     """The name of a picture by what it was drawn with; of no run, also from what."""
     chosen = arguments.timesteps
-    spacing = (arguments.num_steps or drawn.num_steps) if chosen is None else f"{len(chosen)}chosen"
+    spacing = (arguments.num_steps or trained.num_steps) if chosen is None else f"{len(chosen)}chosen"
     label = None if arguments.label is None else f"label{arguments.label}"
-    source = None if is_run else Path(arguments.source).absolute().stem
+    source = None if trained.run is not None else opening.name_of(arguments.source)
     decay = None if arguments.ema_decay is None else f"decay{arguments.ema_decay}"
     sigma = None if arguments.ema_sigma is None else f"sigma{arguments.ema_sigma}"
-    name = arguments.sampler or drawn.sampler
+    name = arguments.sampler or (trained.sampler if trained.scheduler_config is None else None)
     if name is not None and learned_files.is_file(name):
         name, spacing = Path(name).stem, None
     which = [source, name, arguments.grid, spacing, label, decay, sigma]

@@ -1,4 +1,4 @@
-"""The command `learn-sampler`: a run in, a table as JSON beside its checkpoints out."""
+"""The command `learn-sampler`: a trained network in, a table as JSON out: of a run, beside its checkpoints."""
 
 import datetime
 import importlib.metadata
@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import tyro
 
-from ddpm_jax import trained
+from ddpm_jax import opening
 from ddpm_jax.config.fields import at_least
 from ddpm_jax.config.run import MOST_SEED
 from ddpm_jax.distil import files
@@ -18,10 +18,10 @@ from ddpm_jax.distil.family import numbers_of, table_of, times_of
 from ddpm_jax.distil.fit import HELD_OUT, Errors, Network, Pairs, Program, Report, draw, errors_of, fit, pair_key
 from ddpm_jax.distil.regression import Regression, TeacherPath, path_of, searched
 from ddpm_jax.distil.start import HandMade, hand_made, ranked
-from ddpm_jax.runs import checkpoint
 from ddpm_jax.samplers import Table
 from ddpm_jax.samplers.catalogue import make_table
 from ddpm_jax.schedules import Schedule
+from ddpm_jax.trained import Trained
 
 FOLDER = "samplers"
 # How near 100 of its calls are to more of them: docs/learned_samplers.md.
@@ -31,12 +31,12 @@ NEAREST = 6  # grids of hand-made tables with which the search of times begins
 
 @dataclass(frozen=True)
 class LearnArguments:
-    workdir: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="WORKDIR")]
-    """A run's directory."""
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
+    """A run's directory; a folder or checkpoint of another project; or hf:OWNER/NAME."""
     num_steps: int = 6
     """Calls of the network that the sampler may make."""
     name: str | None = None
-    """The file is WORKDIR/samplers/NAME.json; learned_NUM_STEPS by default."""
+    """The file is NAME.json in the folder of --out; learned_NUM_STEPS by default."""
     num_pairs: int = 192
     """Images of the teacher to learn from; the host holds teacher_steps states of each."""
     num_held_out: int = 128
@@ -53,30 +53,36 @@ class LearnArguments:
     """Its grid; its own by default."""
     seed: int = 0
     """Of the noise that the teacher's images begin with."""
+    config: Path | None = None
+    """As in sample."""
+    out: Path | None = None
+    """The folder of the file; WORKDIR/samplers of a run, ./NAME_samplers of all else."""
 
 
 def run(arguments: LearnArguments, report: Report) -> tuple[Path, Errors, Errors]:
     """Learn a table and write it: where, its held-out errors, and those of its start.
 
     Raises:
-      FileNotFoundError: no run, or no checkpoint.
+      FileNotFoundError: nothing there, or no checkpoint.
       FileExistsError: there is a file of this name.
-      ValueError: numbers out of range; a start that cannot be learned from; learning that lowered no error.
+      ValueError: numbers out of range; a start that cannot be learned from; learning that lowered no error; a network
+        that is told more than x_t and t.
       FloatingPointError: a teacher's image that is not finite.
     """
     _check(arguments)
-    name = arguments.name or f"learned_{arguments.num_steps}"
-    path = arguments.workdir / FOLDER / f"{name}.json"
+    trained = opening.open(arguments.source, report.say, config=arguments.config)
+    folder = arguments.out or opening.results(arguments.source, trained, FOLDER)
+    path = folder / f"{arguments.name or f'learned_{arguments.num_steps}'}.json"
     files.refuse_existing(path)
-    source = trained.of_run(arguments.workdir, report.say)
-    schedule = source.schedule
+    trained.check_conditions("learn-sampler")
+    schedule = trained.schedule
     if arguments.num_steps >= schedule.num_timesteps:
         raise ValueError(
             f"num_steps must be below the {schedule.num_timesteps} timesteps of the schedule, got {arguments.num_steps}"
         )
     times = times_of(schedule)
     teacher = make_table(TEACHER, schedule, arguments.teacher_steps, TEACHER_GRID)
-    network = network_of(source)
+    network = network_of(trained)
     way, pairs, held_out = _teach(network, teacher, arguments, report)
     begin = _start(schedule, network, pairs, arguments, report)
     before = errors_of(network, begin[0].table, held_out, arguments.batch_size)
@@ -84,7 +90,7 @@ def run(arguments: LearnArguments, report: Report) -> tuple[Path, Errors, Errors
     program = Program(network, times, arguments.num_steps, arguments.batch_size)
     found = fit(program, regressed, pairs, held_out, num_updates=arguments.num_updates, report=report)
     table = jax.tree.map(np.asarray, table_of(jax.tree.map(np.float32, found.numbers), times))
-    learned = files.from_table(table, _made(arguments, source, begin[0].name, before, found.held_out))
+    learned = files.from_table(table, _made(arguments, trained, begin[0].name, before, found.held_out))
     after = errors_of(network, learned.table(), held_out, arguments.batch_size)  # of the file, not of the fit
     if not after.geometric_mean < before.geometric_mean:
         raise ValueError(
@@ -95,10 +101,10 @@ def run(arguments: LearnArguments, report: Report) -> tuple[Path, Errors, Errors
     return path, after, before
 
 
-def network_of(source: trained.Source) -> Network:
-    """Its averaged parameters are data."""
-    make_denoise = lambda params: source.denoiser(source.model_fn(params))
-    return Network(make_denoise, (jax.device_put(source.params),), source.image_shape)
+def network_of(trained: Trained) -> Network:
+    """Its parameters are data."""
+    make_denoise = lambda params: trained.denoiser(trained.model_fn(params))
+    return Network(make_denoise, (jax.device_put(trained.params),), trained.image_shape)
 
 
 def _check(arguments: LearnArguments) -> None:
@@ -162,19 +168,20 @@ def _fits(item: HandMade, schedule: Schedule) -> bool:
 
 
 def _made(
-    arguments: LearnArguments, source: trained.Source, begin: str, before: Errors, held_out: list[Errors]
+    arguments: LearnArguments, trained: Trained, begin: str, before: Errors, held_out: list[Errors]
 ) -> dict[str, Any]:
     """All that a file needs to be made again, and what came out; plain JSON values."""
-    config = checkpoint.load_run(arguments.workdir).config
-    options = {name: value for name, value in asdict(arguments).items() if name not in ("workdir", "name")}
+    where = ("source", "name", "config", "out")
+    options = {name: value for name, value in asdict(arguments).items() if name not in where}
     return {
         "date": datetime.date.today().isoformat(),
         "versions": {name: importlib.metadata.version(name) for name in ("ddpm-jax", "jax", "numpy")},
-        "run": {
-            "directory": str(arguments.workdir.absolute()),
-            "step": source.step,
-            "schedule": asdict(config.schedule),
-            "prediction": config.objective.prediction,
+        "network": {
+            "source": _absolute(arguments.source),
+            "origin": trained.origin,
+            "step": trained.step,
+            "schedule": trained.scheduler_config if trained.run is None else asdict(trained.run.schedule),
+            "prediction": trained.prediction,
         },
         "options": options,
         "teacher": f"{TEACHER} on {TEACHER_GRID}, {arguments.teacher_steps} calls",
@@ -182,3 +189,7 @@ def _made(
         "its_held_out_error": before._asdict(),
         "held_out_errors": [error._asdict() for error in held_out],
     }
+
+
+def _absolute(source: str) -> str:
+    return source if source.startswith("hf:") else str(Path(source).absolute())

@@ -21,13 +21,14 @@ from ddpm_jax.interop import contents, dit, files, hub, kinds
 from ddpm_jax.interop.ddim.load import load_ddim
 from ddpm_jax.interop.diffusers.load import load_folder
 from ddpm_jax.interop.ldm.load import UNET, load_latent_diffusion
-from ddpm_jax.interop.loaded import Loaded
 from ddpm_jax.interop.openai.load import load_unet
 from ddpm_jax.names import unknown
+from ddpm_jax.reading import Reading
 from ddpm_jax.samplers.catalogue import ANCESTRAL
+from ddpm_jax.trained import Trained
 
 
-def load(path: str | Path, config: Mapping[str, Any] | None = None) -> Loaded:
+def load(path: str | Path, config: Mapping[str, Any] | None = None) -> Trained:
     """A network of another project, its parameters, and what sampling from it needs.
 
     Args:
@@ -64,7 +65,7 @@ def load(path: str | Path, config: Mapping[str, Any] | None = None) -> Loaded:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _load_file(found: Any, config: Mapping[str, Any]) -> Loaded:
+def _load_file(found: Any, config: Mapping[str, Any]) -> Trained:
     weights, said = contents.network_weights(found, use_average=config.get("use_ema", True) is not False)
     for recognized, load_weights in FAMILIES:
         if recognized(weights):
@@ -83,7 +84,7 @@ def _require_float32(params: Any) -> None:
             raise ValueError(f"weights must be float32, float16 or bfloat16, got {leaf.dtype} for {name}")
 
 
-def _load_dit(weights: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> Loaded:
+def _load_dit(weights: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> Trained:
     """facebookresearch/DiT: of latents, trained on linear betas of T = 1000 with a learned variance (or none)."""
     for name in config:
         if name not in kinds.DIT:
@@ -92,21 +93,19 @@ def _load_dit(weights: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> L
     settings = dit.dit_config(weights, config.get("num_heads")) | dict(config)
     variance = "learned_range" if settings["learn_sigma"] else "fixed_large"
     size = settings["input_size"]
-    return Loaded(
+    return Trained(
         origin="facebookresearch/DiT",
         config=settings,
         model=dit.dit_from_config(settings),
         params=dit.dit_to_params(weights, settings),
         schedule=schedules.linear_rescaled(1000),
-        prediction="eps",
-        variance=variance,
+        reading=Reading("eps", variance),
         image_shape=(size, size, settings["in_channels"]),
         sampler=ANCESTRAL[variance],
-        clip=None,
     )
 
 
-def _load_openai(weights: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> Loaded:
+def _load_openai(weights: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> Trained:
     if not any(name.startswith("output_blocks.") for name in weights):
         raise ValueError(
             "a noisy classifier of OpenAI's, which is no diffusion model: use interop.openai.classifier_to_params"
@@ -115,7 +114,7 @@ def _load_openai(weights: Mapping[str, np.ndarray], config: Mapping[str, Any]) -
 
 
 Family = tuple[
-    Callable[[Mapping[str, np.ndarray]], bool], Callable[[Mapping[str, np.ndarray], Mapping[str, Any]], Loaded]
+    Callable[[Mapping[str, np.ndarray]], bool], Callable[[Mapping[str, np.ndarray], Mapping[str, Any]], Trained]
 ]
 FAMILIES: tuple[Family, ...] = (
     (lambda weights: any(name.startswith(UNET) for name in weights), load_latent_diffusion),

@@ -105,11 +105,26 @@ def load_run(workdir: Path) -> RunInfo:
       FileNotFoundError: no run in this directory.
       ValueError: a config.json that is not one.
     """
-    path = workdir / "config.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"no run in {workdir}: {path} does not exist")
+    found = find_run(workdir)
+    if found is None:
+        path = workdir / "config.json"
+        what = "is that of a network of diffusers" if path.is_file() else "does not exist"
+        raise FileNotFoundError(f"no run in {workdir}: {path} {what}")
+    return found
+
+
+def find_run(place: Path) -> RunInfo | None:
+    """What the run in this directory was made with; None where there is none, but a network of diffusers, or nothing.
+
+    Raises:
+      ValueError: a config.json that is of neither.
+    """
+    path = place / "config.json"
+    if not path.is_file() or (place / "model_index.json").exists():
+        return None
     try:
-        return from_dict(json.loads(path.read_text()), RunInfo)
+        found = json.loads(path.read_text())
+        return None if isinstance(found, dict) and "_class_name" in found else from_dict(found, RunInfo)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {error}") from None
 

@@ -183,7 +183,12 @@ def reconstruct(workdir: Path, sigma_rel: float, say: Say, *, step: int | None =
       FileNotFoundError: no run, or no snapshots.
       ValueError: a width or a step that the snapshots do not represent; snapshots that are all damaged.
     """
-    info = checkpoint.load_run(workdir)
+    return _reconstruct(workdir, checkpoint.load_run(workdir), sigma_rel, say, step)
+
+
+def _reconstruct(
+    workdir: Path, info: checkpoint.RunInfo, sigma_rel: float, say: Say, step: int | None = None
+) -> Reconstruction:
     sigmas = info.config.optimizer.ema_sigmas
     available = snapshots(workdir, say)
     first, newest = min(available), max(available)
@@ -220,7 +225,7 @@ class Average:
 OWN = Average()
 
 
-def averaged(workdir: Path, template: Any, say: Say, average: Average) -> tuple[Any, int]:
+def averaged(workdir: Path, info: checkpoint.RunInfo, template: Any, say: Say, average: Average) -> tuple[Any, int]:
     """An average of the parameters, and the number of steps they have seen.
 
     Those that the run keeps are those of its newest intact checkpoint. Other widths are those of its newest snapshot,
@@ -228,17 +233,18 @@ def averaged(workdir: Path, template: Any, say: Say, average: Average) -> tuple[
 
     Args:
       workdir: of the run.
+      info: what its config.json says.
       template: shapes and dtypes of the parameters.
       say: is told of damaged files, too.
       average: which.
 
     Raises:
-      FileNotFoundError: no run, no checkpoint or no snapshots.
+      FileNotFoundError: no checkpoint or no snapshots.
       ValueError: a decay the run does not keep; as `reconstruct`; a damaged run.
     """
-    optimizer = checkpoint.load_run(workdir).config.optimizer
+    optimizer = info.config.optimizer
     if average.sigma is not None and average.sigma not in optimizer.ema_sigmas:
-        params, step, error = reconstruct(workdir, average.sigma, say)
+        params, step, error = _reconstruct(workdir, info, average.sigma, say)
         say(f"average of sigma_rel {average.sigma} at step {step} from snapshots, its profile off by {error:.2%}")
         return params, step
     row = None if average == OWN else _row(optimizer, average)

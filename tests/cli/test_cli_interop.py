@@ -10,11 +10,12 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from ddpm_jax import cli, images, interop, models, samplers, schedules, trained
+from ddpm_jax import cli, images, interop, models, opening, samplers, schedules
 from ddpm_jax.guidance import classifier_free
-from ddpm_jax.interop import FirstStage, Loaded, ddim
+from ddpm_jax.interop import FirstStage, ddim
 from ddpm_jax.interop.diffusers import to_diffusers
 from tests.cli.test_cli import SMALL, images_of
+from tests.helpers import trained_of
 
 # At the end of this schedule half of the image is left: what a network without training says is not clipped away.
 MILD = "--schedule.num-timesteps 100 --schedule.arguments beta_start 1e-4 beta_end 1e-2"
@@ -47,11 +48,11 @@ def random_params(model, shape, *time, seed=0, **conditioning):
 def write(folder, model, image_shape, *, first_stage=None, scheduler=None, **conditioning):
     params = random_params(model, image_shape, jnp.zeros(1), **conditioning)
     schedule = schedules.linear(100, beta_start=1e-4, beta_end=1e-2)
-    loaded = Loaded(
-        "a test", {}, model, params, schedule, "eps", "fixed_small", image_shape,
-        scheduler_config=scheduler, first_stage=first_stage,
+    trained = trained_of(
+        model=model, params=params, schedule=schedule, image_shape=image_shape, scheduler_config=scheduler,
+        first_stage=first_stage,
     )  # fmt: skip
-    interop.save_diffusers(folder, loaded)
+    interop.save_diffusers(folder, trained)
     return folder
 
 
@@ -88,7 +89,7 @@ def sample(source, out, *options):
 
 
 def test_a_converted_run_has_its_averaged_parameters(run, converted, capsys):
-    before, after = trained.loaded_run(run, print), interop.load(converted)
+    before, after = opening.open(run, print), interop.load(converted)
     jax.tree.map(np.testing.assert_array_equal, after.params, before.params)
     assert (after.prediction, after.variance, after.image_shape) == ("eps", "fixed_large", (8, 8, 1))
     assert before.sampler == "ddim" and before.origin == "a run of ddpm-jax, 2 steps"
@@ -240,16 +241,28 @@ def test_settings_of_a_network_are_given_in_a_file(checkpoint, tmp_path, capsys)
         ("sample OTHER --config nowhere.json", r"no file nowhere.json, which --config names"),
         ("convert OTHER there --config nowhere.json", r"no file nowhere.json, which --config names"),
         ("sample OTHER --config OTHER", r"--config .*weights is not JSON"),
-        ("sample OTHER --config list.json", r"--config list.json must hold a mapping, {...}, got list"),
+        ("sample OTHER --config list.json", r"--config list.json: list.json must hold a mapping, got list"),
         ("sample OTHER --config one.json", r"unknown setting 'chs'; did you mean 'ch'"),
         ("sample OTHER --config words.json", r"ch must be a whole number in .*, got '32'"),
         ("sample RUN --config one.json", r"--config one.json says what networks of other projects .*run is a run"),
         ("convert RUN there --config one.json", r"--config one.json says what networks .*run is a run"),
+        ("nll CONVERTED", r"does not say which images it was trained on: give --data.name, as in train"),
+        ("nll CONVERTED --data.image-size 8", r"does not say which images .*: give --data.name"),
+        ("nll CONVERTED --data.name nothing", r"'nothing'"),
+        ("nll CONVERTED --data.name digits --config one.json", r"unknown setting for a diffusers folder 'chs'"),
+        ("nll RUN --data.name digits", r"--data.name digits is for what is no run: .*run is one, of 'digits'"),
+        ("nll RUN --data.image-size 8", r"--data.image-size 8 is for what is no run"),
+        ("nll RUN --config one.json", r"--config one.json says what networks of other projects .*run is a run"),
+        ("nll CLASSES --data.name digits", r"needs one of 3 labels \(y=\), which nll does not give"),
+        ("nll LATENT --data.name digits", r"bits per dimension are those of images, and this network .* latents"),
+        ("learn-sampler CLASSES", r"needs one of 3 labels \(y=\), which learn-sampler does not give"),
+        ("learn-sampler RUN --config one.json", r"--config one.json says what networks .*run is a run"),
+        ("learn-sampler nowhere", r"no file or folder nowhere"),
         ("sample CLASSES --config one.json", r"unknown setting for a diffusers folder 'chs'"),
     ],
 )  # fmt: skip
 def test_a_users_error_is_one_line(
-    command, message, run, converted, with_classes, checkpoint, tmp_path, monkeypatch, capsys
+    command, message, run, converted, with_classes, latent, checkpoint, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "EMPTY").mkdir()
@@ -260,17 +273,24 @@ def test_a_users_error_is_one_line(
             name, {"prediction": "x_prev"}
         )
         (tmp_path / f"RUN.{name}").mkdir()
+        (tmp_path / f"RUN.{name}" / "checkpoints").symlink_to(run / "checkpoints")
         (tmp_path / f"RUN.{name}" / "config.json").write_text(json.dumps(values)[: -1 if name == "json" else None])
     for name, content in (("list", "[]"), ("one", '{"chs": 2}'), ("words", json.dumps({**DDIM, "ch": "32"}))):
         (tmp_path / f"{name}.json").write_text(content)
-    names = {"CONVERTED": converted, "CLASSES": with_classes, "RUN": run, "OTHER": checkpoint / "weights"}
+    names = {
+        "CONVERTED": converted,
+        "CLASSES": with_classes,
+        "RUN": run,
+        "OTHER": checkpoint / "weights",
+        "LATENT": latent,
+    }
     words = [str(names.get(word, word)) for word in command.split()]
     with pytest.raises(SystemExit) as stop:
         cli.main(words)
     error = capsys.readouterr().err.strip()
     assert stop.value.code == 2 and error.startswith("ddpm-jax: ") and "\n" not in error
     assert re.search(message, error), error
-    assert not (tmp_path / "there").exists()
+    assert not (tmp_path / "there").exists() and not [*tmp_path.glob("*_nll"), *tmp_path.glob("*_samplers")]
 
 
 def test_networks_that_need_more_than_a_label_are_refused(tmp_path, capsys):

@@ -2,13 +2,14 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax import cli, trained
+from ddpm_jax import cli, opening
 from ddpm_jax.config.run import SampleConfig
 from ddpm_jax.distil.command import network_of
 from ddpm_jax.interop.diffusers import save
@@ -67,22 +68,39 @@ def outcome(run, command):
         (summary,) = run.glob("nll/*/summary.json")
         return json.dumps(json.loads(summary.read_text())["bits_per_dim"]).encode()
     if command == "learn-sampler":
-        network = network_of(trained.of_run(run, print))
+        trained = opening.open(run, print)
+        network = network_of(trained)
         answer = network.make_denoise(*network.data)(jnp.asarray(X), NOISE_LEVEL).x_0
-        schedule = trained.of_run(run, print).schedule
-        return np.asarray(answer).tobytes() + schedule.alphas_cumprod_float64.tobytes()
+        return np.asarray(answer).tobytes() + trained.schedule.alphas_cumprod_float64.tobytes()
     try:
-        folders, _ = save.parts(trained.loaded_run(run, print))
+        folders, _ = save.parts(opening.open(run, print))
     except ValueError:
         return REFUSED.encode()
     return json.dumps(folders["scheduler"].config).encode()
 
 
 @pytest.fixture(scope="module")
-def unchanged(run, tmp_path_factory):
-    with jax.numpy_dtype_promotion("standard"):
-        copy = with_settings(run, tmp_path_factory.mktemp("unchanged") / "run")
-        return {command: outcome(copy, command) for command in EVERY}
+def watched(run, tmp_path_factory):
+    """What the commands make of the run as it is, and which texts each of them read."""
+    copy, texts, read_text = with_settings(run, tmp_path_factory.mktemp("unchanged") / "run"), {}, Path.read_text
+    with jax.numpy_dtype_promotion("standard"), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            Path, "read_text", lambda path, *given, **named: seen.append(path.name) or read_text(path, *given, **named)
+        )
+        found = {}
+        for command in EVERY:
+            seen = texts[command] = []
+            found[command] = outcome(copy, command)
+    return found, texts
+
+
+@pytest.fixture(scope="module")
+def unchanged(watched):
+    return watched[0]
+
+
+def test_a_command_reads_the_configuration_once(watched):
+    assert {command: texts.count("config.json") for command, texts in watched[1].items()} == dict.fromkeys(EVERY, 1)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -108,7 +126,7 @@ def test_the_settings_of_edm_matter(run, unchanged, tmp_path):
 def test_what_diffusers_has_no_word_for_is_not_converted(prediction, run, tmp_path):
     copy = with_settings(run, tmp_path / "run", **{"objective.prediction": prediction})
     with pytest.raises(ValueError, match=f"prediction[= ]'{prediction}'"):
-        save.parts(trained.loaded_run(copy, print))
+        save.parts(opening.open(copy, print))
 
 
 def test_another_variance_by_name_is_said(run, tmp_path, capsys):

@@ -2,12 +2,13 @@
 
 import json
 import re
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from ddpm_jax import cli, pictures, schedules, trained
+from ddpm_jax import cli, interop, opening, pictures, schedules
 from ddpm_jax.distil import command, files, fit
 from ddpm_jax.distil.start import HandMade
 from ddpm_jax.samplers.catalogue import make_table
@@ -51,18 +52,38 @@ def test_the_command_writes_a_sampler_that_sample_uses(run, tmp_path):
     before = content["made"]["its_held_out_error"]["geometric_mean"]
     assert errors[-1] < errors[0] < before and content["made"]["begun_with"] == "ddim on its own grid"
     assert len(errors) == 1 + 3
-    made_of = content["made"]["run"]
+    made_of = content["made"]["network"]
     assert made_of["step"] == 200 and made_of["schedule"]["name"] == "linear" and made_of["prediction"] == "eps"
     assert content["made"]["options"]["num_pairs"] == 8 and content["made"]["teacher"] == "unipc on karras, 8 calls"
     cli.main(["sample", str(run), "--sampler", str(path), "-n", "4", "--out", str(tmp_path / "a.npz")])
     with np.load(tmp_path / "a.npz") as file:
         found = file["images"]
-    source = trained.of_run(run, print)
+    source = opening.open(run, print)
     preset = pictures.Preset(files.load(path).table(), source.denoiser)
     expected = np.concatenate(list(pictures.pictures(source, preset, pictures.labels(source, None, None), 4, 4, 0)))
     np.testing.assert_array_equal(found, expected)
     ddim = pictures.preset(source, "ddim", 2, None, None)
     assert (found != next(pictures.pictures(source, ddim, pictures.labels(source, None, None), 4, 4, 0))).any()
+
+
+def test_a_sampler_of_a_folder_is_that_of_its_run(run, tmp_path, monkeypatch, capsys):
+    """But for float32's betas, as which diffusers has the schedule."""
+    monkeypatch.chdir(tmp_path)
+    interop.save_diffusers("folder", opening.open(run, print))
+    before = sorted(Path("folder").rglob("*"))
+    cli.main(["learn-sampler", "folder", "--num-steps", "2", *FEW, "--start", "ddim"])
+    assert sorted(Path("folder").rglob("*")) == before
+    path = Path("folder_samplers") / "learned_2.json"
+    assert f"pictures: ddpm-jax sample folder --sampler {path}" in capsys.readouterr().out
+    found, expected = (files.load(each) for each in (path, run / "samplers" / "learned_2.json"))
+    for ours, theirs in zip(found.calls, expected.calls, strict=True):
+        np.testing.assert_allclose(ours.time, theirs.time, atol=0.1)
+        np.testing.assert_allclose([*ours.x_0, ours.eps], [*theirs.x_0, theirs.eps], rtol=1e-3)
+    errors = [each.made["held_out_errors"][-1]["geometric_mean"] for each in (found, expected)]
+    assert errors[0] == pytest.approx(errors[1], rel=1e-2)
+    assert error_of(["learn-sampler", "folder", "--num-steps", "2", *FEW], capsys).endswith("or delete it")
+    cli.main(["sample", "folder", "--sampler", str(path), "-n", "1"])
+    assert Path("folder_learned_2_seed0.png").is_file()
 
 
 def test_the_picture_is_named_after_the_file(run):
@@ -123,7 +144,7 @@ def test_learning_that_does_not_help_writes_nothing(run, monkeypatch):
 
     monkeypatch.setattr(command, "fit", worse)
     arguments = command.LearnArguments(
-        run, num_steps=2, name="worse", num_pairs=8, num_held_out=8, batch_size=8, num_updates=1, teacher_steps=8,
+        str(run), num_steps=2, name="worse", num_pairs=8, num_held_out=8, batch_size=8, num_updates=1, teacher_steps=8,
         start="ddim",
     )  # fmt: skip
     with pytest.raises(ValueError, match=r"learning did not help: held-out error .*; nothing is written"):
@@ -152,11 +173,11 @@ def test_it_begins_with_the_best_of_all(run):
     """Of every sampler on every grid by name, measured here again one by one."""
     report = Silent()
     arguments = command.LearnArguments(
-        run, num_steps=2, name="best", num_pairs=8, num_held_out=8, batch_size=8, num_updates=6, teacher_steps=8
+        str(run), num_steps=2, name="best", num_pairs=8, num_held_out=8, batch_size=8, num_updates=6, teacher_steps=8
     )
     command.run(arguments, report)
     begun_with = json.loads((run / "samplers" / "best.json").read_text())["made"]["begun_with"]
-    source = trained.of_run(run, print)
+    source = opening.open(run, print)
     net = command.network_of(source)
     training = fit.Pairs(fit.pair_key(0), 0, fit.draw(net, make_table("unipc", source.schedule, 8, "karras"),
                                                       fit.pair_key(0), 0, 8, 8))  # fmt: skip

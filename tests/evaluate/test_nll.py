@@ -10,12 +10,13 @@ import jax
 import numpy as np
 import pytest
 
-from ddpm_jax import build, cli, data, images
-from ddpm_jax.config.run import Config, SampleConfig, ScheduleConfig
+from ddpm_jax import build, cli, data, images, interop, opening
+from ddpm_jax.config.run import DataConfig, SampleConfig, ScheduleConfig
 from ddpm_jax.evaluate import optimal_timesteps, step_costs, vlb_terms
 from ddpm_jax.evaluate.likelihood import nll
 from ddpm_jax.models import bind
 from ddpm_jax.runs import checkpoint
+from tests.helpers import trained_of
 from tests.runs.small import small_run
 
 FILES = {"sums.npz", "summary.json", "vlb.csv", "vlb.png", "rate_distortion.csv", "rate_distortion.png"}
@@ -50,7 +51,9 @@ def run(tmp_path_factory):
 
 def evaluate(workdir, report=None, **options):
     defaults = {"split": None, "num_images": None, "batch_size": 8, "seed": 0, "num_steps": None, "optimal_steps": None}
-    return nll.evaluate(workdir, report or Silent(), **defaults | options)
+    report = report or Silent()
+    trained = opening.open(workdir, report.say)
+    return nll.evaluate(trained, trained.run.data, workdir / "nll", report, **defaults | options)
 
 
 def contents(folder):
@@ -149,6 +152,47 @@ def test_started_again_when_done_it_computes_nothing_but_what_is_new(whole):
     assert contents(folder) == before
 
 
+@pytest.fixture(scope="module")
+def folder(run, tmp_path_factory):
+    """The run as diffusers has it."""
+    path = tmp_path_factory.mktemp("converted") / "folder"
+    interop.save_diffusers(path, opening.open(run, print))
+    return path
+
+
+def test_a_folder_of_diffusers_has_the_bits_of_its_run(run, whole, folder, tmp_path, monkeypatch, capsys):
+    """To float32's betas, as which diffusers has the schedule; to the last bit on that of the run."""
+    monkeypatch.chdir(tmp_path)
+    before = sorted(folder.rglob("*"))
+    pictures = checkpoint.load_run(run).config.data.name
+    cli.main(["nll", str(folder), "--data.name", pictures, "--batch-size", "8"])
+    results = tmp_path / "folder_nll" / "train_n20_steps25_seed0"
+    assert str(results.relative_to(tmp_path)) in capsys.readouterr().out
+    assert {path.name for path in results.iterdir()} == FILES and sorted(folder.rglob("*")) == before
+    found, expected = (
+        json.loads((results / "summary.json").read_text())["bits_per_dim"],
+        whole[2].summary["bits_per_dim"],
+    )
+    for name in ("total", "decoder", "transitions"):
+        assert found[name]["mean"] == pytest.approx(expected[name]["mean"], rel=2e-3), name
+    trained = dataclasses.replace(opening.open(folder, print), schedule=opening.open(run, print).schedule)
+    defaults = {"split": "train", "num_images": None, "seed": 0, "num_steps": None, "optimal_steps": None}
+    again = nll.evaluate(trained, DataConfig(name=pictures), tmp_path / "there", Silent(), batch_size=8, **defaults)
+    assert again.summary["bits_per_dim"] == expected
+
+
+def test_results_are_not_written_into_what_is_there(folder, tmp_path, capsys):
+    mine = tmp_path / "out" / "train_n2_steps2_seed0"
+    mine.mkdir(parents=True)
+    (mine / "summary.json").write_text("mine")
+    np.save(tmp_path / "pictures.npy", np.zeros((2, 8, 8, 1), np.uint8))
+    options = ["--data.name", str(tmp_path / "pictures.npy"), "--num-steps", "2", "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit):
+        cli.main(["nll", str(folder), *options])
+    assert re.search(r"train_n2_steps2_seed0 exists and has no sums.npz: .* --out", capsys.readouterr().err)
+    assert [(path.name, path.read_text()) for path in mine.iterdir()] == [("summary.json", "mine")]
+
+
 def test_other_settings_are_never_mixed(run, whole, tmp_path):
     workdir, _, (folder, summary) = whole
     for options in ({"seed": 1}, {"num_images": 9}):
@@ -207,7 +251,7 @@ def test_a_users_error_is_one_line(run, options, message, capsys):
 
 def test_a_run_without_checkpoint_or_no_run_at_all(run, tmp_path, capsys):
     shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
-    for workdir, message in ((tmp_path / "run", "no checkpoint in .*run/checkpoints"), (tmp_path, "no run in")):
+    for workdir, message in ((tmp_path / "run", "no checkpoint in .*run/checkpoints"), (tmp_path, "no config.json in")):
         with pytest.raises(SystemExit):
             cli.main(["nll", str(workdir)])
         assert re.search(message, capsys.readouterr().err)
@@ -215,14 +259,12 @@ def test_a_run_without_checkpoint_or_no_run_at_all(run, tmp_path, capsys):
 
 @pytest.mark.parametrize("name, value", [("prediction", "x_prev"), ("variance", "learned")])
 def test_a_network_of_the_steps_of_its_training_is_not_strided(name, value):
-    loss = "hybrid" if value == "learned" else "simple"
-    objective = dataclasses.replace(Config().objective, loss=loss, **{name: value})
-    config = dataclasses.replace(Config(), objective=objective)
-    assert nll.strided(config, None).num_timesteps == 1000
+    trained = trained_of(model=None, params=None, image_shape=(8, 8, 1), **{name: value})
+    assert nll.strided(trained, None).num_timesteps == 1000
     with pytest.raises(
         ValueError, match=f"a network with {name} '{value}' knows only the steps of its training.* 1000"
     ):
-        nll.strided(config, 50)
+        nll.strided(trained, 50)
 
 
 def test_the_command_prints_where_the_bits_go(whole, capsys):

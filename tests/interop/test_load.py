@@ -134,7 +134,7 @@ SCHEDULERS = {
 def test_schedulers(name, tmp_path, shared_golden):
     config, expected, schedule = SCHEDULERS[name]
     loaded = load(write_pipeline(tmp_path, shared_golden, scheduler={"_class_name": "DDPMScheduler"} | config))
-    assert (loaded.prediction, loaded.variance, loaded.clip) == expected
+    assert (loaded.prediction, loaded.variance, loaded.reading.clip) == expected
     # diffusers' alphas_cumprod are float32: the first betas are off by its rounding of 1 - alphas_cumprod.
     np.testing.assert_allclose(loaded.schedule.betas_float64, schedule.betas_float64, rtol=0, atol=2e-7)
     assert (

@@ -55,7 +55,7 @@ def test_openai(name, tmp_path, shared_golden):
         ("learned_range", "ddpm_learned_range") if learned else ("fixed_large", "ddpm")
     )
     np.testing.assert_array_equal(loaded.schedule.betas, schedules.cosine(100).betas)
-    assert (loaded.prediction, loaded.clip, loaded.time_scale) == ("eps", 1.0, 1.0)
+    assert (loaded.prediction, loaded.reading.clip, loaded.reading.time_scale) == ("eps", 1.0, 1.0)
     assert loaded.default_sampler(3).table.num_calls == 3
     # All of the settings may be given too.
     assert load(path, config | FLAGS).model == loaded.model
@@ -67,7 +67,7 @@ def test_flags_of_openai(tmp_path, shared_golden):
     loaded = load(saved(tmp_path / "model.pt", weights), unet_config(meta) | flags)
     np.testing.assert_array_equal(loaded.schedule.betas, schedules.linear_rescaled(100).betas)
     assert (loaded.prediction, loaded.variance, loaded.sampler) == ("x_0", "fixed_small", "ddpm_small")
-    assert loaded.time_scale == 10
+    assert loaded.reading.time_scale == 10
 
 
 def test_rescaled_timesteps(tmp_path, shared_golden, highest):
@@ -201,7 +201,7 @@ def test_latent_diffusion(latent_diffusion, tmp_path, shared_golden, highest):
     plain = {name.removeprefix(load_ldm.UNET): a for name, a in weights.items() if name.startswith(load_ldm.UNET)}
     same_tree(loaded.params, ldm.unet_to_params(plain, unet))
     assert (loaded.image_shape, loaded.prediction, loaded.variance) == ((8, 8, 4), "eps", "fixed_small")
-    assert (loaded.sampler, loaded.clip) == ("ddim", None)
+    assert (loaded.sampler, loaded.reading.clip) == ("ddim", None)
     # float64 from the settings, since the file has them rounded to float32.
     np.testing.assert_array_equal(
         loaded.schedule.betas_float64, schedules.quad(1000, beta_start=0.00085, beta_end=0.012).betas_float64
@@ -292,7 +292,7 @@ def test_dit(name, tmp_path, shared_golden):
     assert loaded.model == dit.dit_from_config(config)
     same_tree(loaded.params, dit.dit_to_params(weights, config))
     variance = "learned_range" if config["learn_sigma"] else "fixed_large"
-    assert (loaded.variance, loaded.clip, loaded.prediction) == (variance, None, "eps")
+    assert (loaded.variance, loaded.reading.clip, loaded.prediction) == (variance, None, "eps")
     assert loaded.image_shape == (8, 8, config["in_channels"])
     np.testing.assert_array_equal(loaded.schedule.betas, schedules.linear(1000).betas)
     assert loaded.default_sampler(3).table.num_calls == 3
@@ -343,7 +343,7 @@ def test_ddim(tmp_path, shared_golden, monkeypatch):
     assert loaded.model == ddim.unet_from_config(config)
     same_tree(loaded.params, ddim.ddim_to_params(weights, config))
     np.testing.assert_array_equal(loaded.schedule.betas, schedules.quad(50, beta_end=0.05).betas)
-    assert (loaded.variance, loaded.sampler, loaded.clip, loaded.image_shape) == (
+    assert (loaded.variance, loaded.sampler, loaded.reading.clip, loaded.image_shape) == (
         "fixed_small",
         "ddpm_small",
         1.0,

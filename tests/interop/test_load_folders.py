@@ -12,12 +12,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from ddpm_jax import interop, models, samplers, schedules
-from ddpm_jax.interop import Loaded
 from ddpm_jax.interop.diffusers import load as load_diffusers
 from ddpm_jax.process import LEARNED
 from ddpm_jax.samplers.catalogue import make_table
 from ddpm_jax.samplers.configs import CLASSES, from_diffusers_config
 from ddpm_jax.tools.parity.draws import draw
+from ddpm_jax.trained import Trained
+from tests.helpers import trained_of
 
 SHAPE = (4, 4, 3)
 NO_BETAS = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler", "IPNDMScheduler")
@@ -36,14 +37,12 @@ def random_params(model, shape, *time, **given):
     return jax.tree.map(lambda leaf: 0.3 * random.standard_normal(leaf.shape).astype(np.float32), template)
 
 
-def loaded_of(out_channels=3, **settings) -> Loaded:
+def loaded_of(out_channels=3, **settings) -> Trained:
     model = models.UNet(
         channels=4, channel_multipliers=(1,), num_res_blocks=1, attention_resolutions=(), num_groups=2, dropout=0.0,
         out_channels=out_channels,
     )  # fmt: skip
-    settings = {"schedule": schedules.linear(1000), "prediction": "eps", "variance": "fixed_small", **settings}
-    params = random_params(model, SHAPE, jnp.zeros(1))
-    return Loaded("a test", config={}, model=model, params=params, image_shape=SHAPE, **settings)
+    return trained_of(model=model, params=random_params(model, SHAPE, jnp.zeros(1)), image_shape=SHAPE, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +195,7 @@ def test_they_agree_on_the_configurations_that_are_swept(quick):
 def test_thresholding_holds_for_a_named_sampler(name, settings, quick):
     scheduler = {"_class_name": "DDIMScheduler", "thresholding": True, "clip_sample": False, **settings}
     loaded = interop.load(with_scheduler(quick, scheduler))
-    ratio, most = loaded.thresholding
+    ratio, most = loaded.reading.threshold
     assert (ratio, most) == (0.9, 1.5) if settings else (0.995, 1.0)
     rows = make_table(name, loaded.schedule, 5, variance=loaded.variance).rows
     found = x_0_of(loaded.denoiser, rows)
@@ -220,7 +219,7 @@ def test_thresholding_holds_for_a_named_sampler(name, settings, quick):
 def test_thresholding_of_classes(settings, expected, quick):
     """Where the class reads it."""
     loaded = interop.load(with_scheduler(quick, settings))
-    assert (loaded.thresholding, loaded.clip) == (expected, None)
+    assert (loaded.reading.threshold, loaded.reading.clip) == (expected, None)
 
 
 def test_other_settings_hold_for_a_named_sampler(quick):
@@ -250,9 +249,10 @@ def test_a_learned_variance_is_no_logarithm_in_diffusers(tmp_path):
     """DDPM's "learned": noise of that variance, with the folder's sampler and with a named one."""
     schedule = schedules.linear(1000)
     config = {"_class_name": "DDPMScheduler", "variance_type": "learned", "timestep_spacing": "leading"}
-    interop.save_diffusers(tmp_path / "x", loaded_of(6, variance="learned", scheduler_config=config, schedule=schedule))
+    written = loaded_of(6, variance="learned_variance", scheduler_config=config, schedule=schedule)
+    interop.save_diffusers(tmp_path / "x", written)
     loaded = interop.load(tmp_path / "x")
-    assert (loaded.variance, loaded.image_shape) == ("learned", SHAPE)
+    assert (loaded.reading.variance, loaded.image_shape) == ("learned_variance", SHAPE)
     two = lambda x, t: jnp.concatenate([0.1 * x, jnp.full_like(x, 0.04)], axis=-1)
     own, rows = loaded.default_sampler(5), make_table("ddpm_learned", loaded.schedule, 5).rows
     x, row = jnp.ones((1, *SHAPE)), jax.tree.map(lambda column: column[1], rows)
@@ -279,14 +279,14 @@ def test_a_learned_variance_that_the_scheduler_does_not_read(tmp_path):
 
 def test_thresholding_is_written(tmp_path):
     """By a network without a scheduler of its own."""
-    interop.save_diffusers(tmp_path / "a", loaded_of(thresholding=(0.9, 1.5)))
+    interop.save_diffusers(tmp_path / "a", loaded_of(clip=None, threshold=(0.9, 1.5)))
     config = json.loads((tmp_path / "a" / "scheduler" / "scheduler_config.json").read_text())
     assert (config["thresholding"], config["dynamic_thresholding_ratio"], config["sample_max_value"]) == (
         True,
         0.9,
         1.5,
     )
-    assert interop.load(tmp_path / "a").thresholding == (0.9, 1.5)
+    assert interop.load(tmp_path / "a").reading.threshold == (0.9, 1.5)
 
 
 def test_infinities_are_not_written(folder, tmp_path):
@@ -375,9 +375,7 @@ def test_settings_beside_those_of_dit_and_of_autoencoders(tmp_path):
     stage = models.AutoencoderKL(channels=4, channel_multipliers=(1,), num_res_blocks=1, num_groups=2)
     params = random_params(model, (4, 4, 4), jnp.zeros(1), y=jnp.zeros(1, jnp.int32))
     first_stage = interop.FirstStage(stage, random_params(stage, SHAPE), 0.5)
-    loaded = Loaded(
-        "a test", {}, model, params, schedules.linear(1000), "eps", "fixed_small", (4, 4, 4), first_stage=first_stage
-    )
+    loaded = trained_of(model=model, params=params, image_shape=(4, 4, 4), first_stage=first_stage)
     interop.save_diffusers(tmp_path / "x", loaded)
     network, vae = (tmp_path / "x" / part / "config.json" for part in ("transformer", "vae"))
     changed(network, dropout=0.1, norm_num_groups=32, cross_attention_dim=None, only_cross_attention=False)

@@ -11,11 +11,12 @@ import safetensors.numpy
 from safetensors.numpy import load_file
 
 from ddpm_jax import interop, models, process, schedules
-from ddpm_jax.interop import FirstStage, Loaded, autoencoder, ddim, diffusers, dit, ldm, openai
+from ddpm_jax.interop import FirstStage, autoencoder, ddim, diffusers, dit, ldm, openai
 from ddpm_jax.interop.diffusers import conditional, save
 from ddpm_jax.interop.diffusers import to_diffusers as to
 from ddpm_jax.samplers.configs.common import schedule_of
-from tests.helpers import few
+from ddpm_jax.trained import Trained
+from tests.helpers import changed, few, trained_of
 from tests.interop.golden_networks import load
 
 # A stored network: (from_config, to_params) of the family it is in.
@@ -34,11 +35,8 @@ SMALL_KL = {"block_out_channels": [8, 16], "norm_num_groups": 4, "latent_channel
 SMALL_KL |= {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2}
 
 
-def loaded(model, params, shape, **changes) -> Loaded:
-    settings = {"prediction": "eps", "variance": "fixed_large", **changes}
-    return Loaded(
-        "a test", settings.pop("config", {}), model, params, schedules.linear(1000), image_shape=shape, **settings
-    )
+def loaded(model, params, shape, **changes) -> Trained:
+    return trained_of(model=model, params=params, image_shape=shape, **{"variance": "fixed_large", **changes})
 
 
 def small_unet(**changes) -> models.UNet:
@@ -109,11 +107,10 @@ def test_a_stored_network_is_the_same_after_the_folder(name, shared_golden, tmp_
 
 
 def test_everything_is_read_as_it_was_written(small, tmp_path):
-    before = replace(small, prediction="v", variance="fixed_small", clip=2.0, schedule=schedules.cosine(100))
+    before = changed(small, prediction="v", variance="fixed_small", clip=2.0, schedule=schedules.cosine(100))
     interop.save_diffusers(tmp_path / "folder", before)
     after = interop.load(tmp_path / "folder")
-    for name in ("prediction", "variance", "clip", "image_shape", "time_scale"):
-        assert getattr(after, name) == getattr(before, name), name
+    assert (after.reading, after.image_shape) == (before.reading, before.image_shape)
     # Theirs are made of float32: the smallest betas are off the most.
     np.testing.assert_allclose(after.schedule.betas, before.schedule.betas, rtol=2e-3)
     jax.tree.map(np.testing.assert_array_equal, after.params, before.params)
@@ -126,8 +123,8 @@ def test_everything_is_read_as_it_was_written(small, tmp_path):
 
 
 def test_a_run_that_clips_nothing_says_so(small, tmp_path):
-    interop.save_diffusers(tmp_path / "folder", replace(small, clip=None))
-    assert interop.load(tmp_path / "folder").clip is None
+    interop.save_diffusers(tmp_path / "folder", changed(small, clip=None))
+    assert interop.load(tmp_path / "folder").reading.clip is None
 
 
 @pytest.mark.parametrize(
@@ -221,6 +218,7 @@ def test_settings_that_the_other_classes_have_not_are_listed():
         ({"prediction": "score"}, "DDPMScheduler of diffusers cannot express prediction='score'$"),
         ({"variance": "learned", "time_scale": 0.25}, "express time_scale=0.25, variance='learned'$"),
         ({"schedule": schedules.respace(schedules.linear(10), [0, 4, 9])}, "express timesteps of the schedule"),
+        ({"prediction": "x_prev"}, "no networks of objective.prediction 'x_prev'; sample it as a run"),
         ({"time_scale": 0.5, "scheduler_config": {"_class_name": "DDIMScheduler"}}, "time_scale=0.5$"),
         ({"image_shape": (8, 8, 1)}, "no pipeline for a network of 3 channels on 1 of images"),
         ({"model": models.UViT()}, "no class for a UViT: a UNet or a DiT can be written"),
@@ -228,7 +226,7 @@ def test_settings_that_the_other_classes_have_not_are_listed():
 )
 def test_what_cannot_be_written_leaves_nothing_behind(changes, message, small, tmp_path):
     with pytest.raises(ValueError, match=message):
-        interop.save_diffusers(tmp_path / "folder", replace(small, **changes))
+        interop.save_diffusers(tmp_path / "folder", changed(small, **changes))
     assert not list(tmp_path.iterdir())
 
 
@@ -238,7 +236,7 @@ def test_networks_without_a_pipeline_are_refused(small, small_kl, tmp_path):
     with pytest.raises(ValueError, match="no pipeline for a UNet2DConditionModel without a first stage"):
         interop.save_diffusers(tmp_path / "folder", text)
     with pytest.raises(ValueError, match="no first stage of class UNet"):
-        interop.save_diffusers(tmp_path / "folder", replace(small, first_stage=replace(small_kl, model=small.model)))
+        interop.save_diffusers(tmp_path / "folder", changed(small, first_stage=replace(small_kl, model=small.model)))
 
 
 # ---------------------------------------------------------------------------------------------------------------- files
@@ -311,7 +309,7 @@ def test_betas_with_a_name(schedule, expected):
 )
 def test_betas_without_a_name_are_written_one_by_one(schedule, small, tmp_path):
     """In their float32, 1 - alphas_cumprod is off by 2^-24 / beta_0: 3e-4 for a first beta of 2e-4."""
-    interop.save_diffusers(tmp_path / "folder", replace(small, schedule=schedule, prediction="v"))
+    interop.save_diffusers(tmp_path / "folder", changed(small, schedule=schedule, prediction="v"))
     config = json.loads((tmp_path / "folder" / "scheduler" / "scheduler_config.json").read_text())
     assert config["trained_betas"] == schedule.betas_float64.tolist()
     found = schedule_of(config).alphas_cumprod_float64
@@ -321,7 +319,7 @@ def test_betas_without_a_name_are_written_one_by_one(schedule, small, tmp_path):
 def test_the_default_sampler_is_ddpm_with_the_network_s_variance(small, tmp_path):
     """Every timestep, on the folder and on what it was written from: the same rows but for the rounding of betas."""
     for variance in ("fixed_small", "fixed_large"):
-        before = replace(small, variance=variance, sampler="ddpm" if variance == "fixed_large" else "ddpm_small")
+        before = changed(small, variance=variance, sampler="ddpm" if variance == "fixed_large" else "ddpm_small")
         interop.save_diffusers(tmp_path / variance, before)
         rows, expected = (
             loaded.default_sampler(1000).table.rows for loaded in (interop.load(tmp_path / variance), before)

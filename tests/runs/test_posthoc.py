@@ -312,7 +312,8 @@ def test_what_snapshots_do_not_represent_is_refused(whole, sigma, step, message)
 @pytest.mark.slow
 def test_which_average_of_a_run(whole):
     said = []
-    choice = lambda **which: posthoc.averaged(whole, template(), said.append, posthoc.Average(**which))
+    info = checkpoint.load_run(whole)
+    choice = lambda **which: posthoc.averaged(whole, info, template(), said.append, posthoc.Average(**which))
     own = checkpoint.restore_ema_and_step(whole, template(), said.append)[0]
     for which, expected in (
         ({}, own),

@@ -14,7 +14,7 @@ from scipy.linalg import sqrtm
 
 from benchmarks import __main__ as more
 from benchmarks import cold, compilations, growth, training
-from ddpm_jax import cli, samplers, schedules
+from ddpm_jax import cli, interop, opening, samplers, schedules
 from ddpm_jax.models import UNet
 from ddpm_jax.samplers.catalogue import make_table
 from ddpm_jax.tools.bench import (
@@ -366,7 +366,7 @@ def test_solvers_on_a_trained_run(tmp_path, monkeypatch):
     for name, value in {"CATALOGUE": chosen, "STEPS": (4, 16, 64), "MOST_CALLS": 64, "TEACHER_STEPS": (32, 64),
                         "MANY": 8, "PAIRS": 8, "SAMPLES": 16, "CHUNK": 8}.items():  # fmt: skip
         monkeypatch.setattr(solvers, name, value)
-    found = solvers.measure(settings.Settings(workdir=tmp_path / "run"), lambda text: None)
+    found = solvers.measure(settings.Settings(workdir=str(tmp_path / "run")), lambda text: None)
     _, errors, scores, table, missing = found
     assert errors.lines.keys() == {"ddim", "dpm_solver_pp_2m"} and scores.lines.keys() == {*errors.lines, "ddpm"}
     calls, values = zip(*errors.lines["ddim"], strict=True)
@@ -375,6 +375,16 @@ def test_solvers_on_a_trained_run(tmp_path, monkeypatch):
     assert [row[3] for row in table.rows if row[0] == "ddpm"] == [""] * 3
     assert all(np.isfinite(score) for line in scores.lines.values() for _, score in line)
     assert set(missing.reasons) == {f"ddpm_learned, {n} steps" for n in (4, 16, 64)}
+
+    # The same of the run as a folder of diffusers, which is told its images.
+    interop.save_diffusers(tmp_path / "folder", opening.open(tmp_path / "run", print))
+    monkeypatch.setattr(solvers, "CATALOGUE", {"ddim": chosen["ddim"]})
+    told = settings.Settings(workdir=str(tmp_path / "folder"), data={"name": "digits"})
+    (_, again, distances, _) = solvers.measure(told, lambda text: None)
+    np.testing.assert_allclose(again.lines["ddim"], errors.lines["ddim"], rtol=1e-2)
+    np.testing.assert_allclose(distances.lines["ddim"], scores.lines["ddim"], rtol=5e-2)
+    with pytest.raises(ValueError, match="does not say which images"):
+        solvers.measure(settings.Settings(workdir=str(tmp_path / "folder")), lambda text: None)
 
 
 def test_compilations_are_counted():
@@ -517,7 +527,8 @@ def test_a_damaged_measurement_is_named(content, said, tmp_path):
     ("argv", "said"),
     [
         (["sampler"], "bench has no part 'sampler'; it has network, sampling"),
-        (["solvers"], "bench solvers needs --workdir RUN"),
+        (["solvers"], "bench solvers needs --workdir SOURCE"),
+        (["loop", "--data.name", "digits"], "bench --data.name is for the part solvers"),
         (["--batch", "0"], "must be a whole number of at least 1, got '0'"),
         (["--rounds", "x"], "must be a whole number of at least 1, got 'x'"),
         (["--model", "x"], "invalid choice: 'x'"),

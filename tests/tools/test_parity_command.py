@@ -5,10 +5,11 @@ import json
 import re
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
-from ddpm_jax import cli
+from ddpm_jax import cli, interop, opening
 from ddpm_jax.samplers import grids
 from ddpm_jax.samplers.catalogue import CATALOGUE
 from ddpm_jax.samplers.configs import CLASSES
@@ -26,6 +27,7 @@ from ddpm_jax.tools.parity import (
 from ddpm_jax.tools.parity import samplers as catalogue_cases
 from ddpm_jax.tools.parity.ours import Setup
 from ddpm_jax.tools.parity.results import Difference, along, relative
+from tests.fuzz.common import make_run
 
 DDIM = {"beta_start": 1e-4, "beta_end": 0.02, "clip_sample": False}
 
@@ -287,10 +289,17 @@ def test_a_folder_of_a_user(libraries, tmp_path):
 
     settings = {"_class_name": "DDIMScheduler", "beta_start": 1e-5, "beta_end": 1e-3, "set_alpha_to_one": False}
     written(tmp_path / "folder", libraries.torch, libraries.diffusers, "ddpm", scheduler_config=settings)
-    network, scheduler, paper, together = against.compare(libraries, tmp_path / "folder")
+    network, scheduler, paper, together = against.compare(libraries, tmp_path / "folder", print)
     assert network.verdict == scheduler.verdict == together.verdict == "same", (network, scheduler, together)
     assert paper.verdict == "explained" and "T4 set_alpha_to_one=False" in paper.note and paper.item.startswith("ddim")
     assert all(line.group == "against" for line in (network, scheduler, paper, together))
+
+
+def test_a_run_is_compared_as_the_folder_that_it_is_written_as(tmp_path):
+    run = make_run(tmp_path)
+    folder = against._folder(str(run), print, tmp_path / "folder")
+    assert (folder / "unet" / "config.json").is_file() and against._folder(folder, print, tmp_path / "b") == folder
+    jax.tree.map(np.testing.assert_array_equal, interop.load(folder).params, opening.open(run, print).params)
 
 
 def test_the_command_is_told_without_places(monkeypatch, tmp_path):
@@ -298,7 +307,7 @@ def test_the_command_is_told_without_places(monkeypatch, tmp_path):
     told = command.command_of(command.ParityArguments(golden=tmp_path, only=("losses", "training"), json=tmp_path))
     assert told == "XLA_FLAGS='--flag=1' ddpm-jax parity --only losses training --golden GOLDEN"
     monkeypatch.delenv("XLA_FLAGS")
-    assert command.command_of(command.ParityArguments(against=tmp_path)) == "ddpm-jax parity --against FOLDER"
+    assert command.command_of(command.ParityArguments(against=str(tmp_path))) == "ddpm-jax parity --against SOURCE"
 
 
 def test_the_table_of_the_documents_leaves_nothing_unexplained():

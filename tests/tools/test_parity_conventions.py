@@ -2,8 +2,6 @@
 
 import pytest
 
-from ddpm_jax import schedules
-from ddpm_jax.interop import Loaded
 from ddpm_jax.tools.parity import (
     against,
     configs,
@@ -15,6 +13,7 @@ from ddpm_jax.tools.parity import (
 from ddpm_jax.tools.parity.guidance import Combined, Threshold
 from ddpm_jax.tools.parity.losses import Form
 from ddpm_jax.tools.parity.results import Difference, compared
+from tests.helpers import trained_of
 
 
 def named(result):
@@ -92,10 +91,9 @@ def loaded_with(net, **changes):
     """What is read of a network of diffusers whose config says something else of it."""
     config = dict(net.config) | changes
     from_config, to_params, _ = networks.OURS[type(net).__name__]
-    return Loaded(
-        "a test", config=config, model=from_config(config), params=to_params(networks.weights(net), config),
-        schedule=schedules.linear(1000), prediction="eps", variance="fixed_small", image_shape=(8, 8, 3),
-    )  # fmt: skip
+    return trained_of(
+        config=config, model=from_config(config), params=to_params(networks.weights(net), config), image_shape=(8, 8, 3)
+    )
 
 
 @pytest.mark.parametrize(

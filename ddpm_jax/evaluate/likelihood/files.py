@@ -19,6 +19,17 @@ from ddpm_jax.host.storage import replacing, write_atomically
 SUMS = "sums.npz"
 
 
+def make(folder: Path) -> None:
+    """The folder, new, or one that is of this command.
+
+    Raises:
+      FileExistsError: there is something else.
+    """
+    if folder.exists() and not (folder / SUMS).exists() and any(file.suffix != ".partial" for file in folder.iterdir()):
+        raise FileExistsError(f"{folder} exists and has no {SUMS}: move it, or say where to write instead with --out")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
 def save_sums(folder: Path, settings: dict[str, Any], sums: Sums) -> None:
     with replacing(folder / SUMS) as file:
         np.savez(file, settings=json.dumps(settings), **sums._asdict())

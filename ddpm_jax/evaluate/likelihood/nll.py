@@ -1,4 +1,4 @@
-"""The bound of a trained run on a data set, batch by batch: killed and started again, it goes on where it was.
+"""The bound of a trained network on a data set, batch by batch: killed and started again, it goes on where it was.
 
 The result is a function of (checkpoint, data, settings): noise comes from (seed, image, timestep), and sums are added
 in the order of the images. What was summed is written after every batch with the settings it is of.
@@ -15,18 +15,17 @@ from typing import Any, NamedTuple, Protocol, cast
 import jax
 import numpy as np
 
-from ddpm_jax import build, data, images, schedules
+from ddpm_jax import data, images, schedules
 from ddpm_jax.config.fields import at_least
-from ddpm_jax.config.run import MOST_SEED, Config, DataConfig
+from ddpm_jax.config.run import MOST_SEED, DataConfig
 from ddpm_jax.evaluate.likelihood import files
 from ddpm_jax.evaluate.likelihood.optimal_grid import CostVariance, optimal_timesteps, step_costs
 from ddpm_jax.evaluate.likelihood.table import Sums, Table, add, parts, table
 from ddpm_jax.evaluate.likelihood.vlb import vlb_terms
-from ddpm_jax.models import bind
 from ddpm_jax.process import LEARNED, ModelFn, PredictionType, VarianceType
-from ddpm_jax.runs import checkpoint
 from ddpm_jax.samplers.grids import section_timesteps
 from ddpm_jax.schedules import Schedule
+from ddpm_jax.trained import Trained
 
 OPTIMAL_STEPS = (10, 20, 50)
 
@@ -43,7 +42,7 @@ class Report(Protocol):
 class Settings:
     """All that the result depends on; written with it."""
 
-    checkpoint_step: int
+    checkpoint_step: int | None  # of a run
     parameters_crc32: int
     data: str
     split: str
@@ -65,7 +64,9 @@ class Result(NamedTuple):
 
 
 def evaluate(
-    workdir: Path,
+    trained: Trained,
+    images_of: DataConfig,
+    home: Path,
     report: Report,
     *,
     split: str | None,
@@ -75,12 +76,14 @@ def evaluate(
     num_steps: int | None,
     optimal_steps: tuple[int, ...] | None,
 ) -> Result:
-    """The variational bound with the averaged parameters of the run's newest checkpoint.
+    """The variational bound with these parameters.
 
     Args:
-      workdir: of the run.
+      trained: the network; of images, told nothing beside x_t and t.
+      images_of: which images.
+      home: the results are in a folder in this one, named after the settings.
       report: is told how far it is.
-      split: of the run's data; None takes "test" if there is one, else the split of the training, and says so.
+      split: of the data; None takes "test" if there is one, else the split of the training, and says so.
       num_images: the first so many of the split; None takes all.
       batch_size: images at once.
       seed: of the noise.
@@ -88,37 +91,35 @@ def evaluate(
       optimal_steps: lengths of the optimal grids to find; None takes those of OPTIMAL_STEPS that num_steps allows.
 
     Raises:
-      FileNotFoundError: no run, or no checkpoint.
+      FileExistsError: a folder of that name with other files.
       ValueError: no such split; more images than it has; numbers out of range; sums of other settings; a network that
-        knows only the steps of its training, and fewer steps asked for.
+        knows only the steps of its training, and fewer steps asked for; one of latents, or one that is told more.
       FloatingPointError: a term of the bound that is not finite.
     """
-    info = checkpoint.load_run(workdir)
-    config = info.config
+    if trained.first_stage is not None:
+        raise ValueError("bits per dimension are those of images, and this network denoises latents")
+    trained.check_conditions("nll")
     at_least("batch_size", batch_size)
     at_least("seed", seed, 0, most=MOST_SEED)
-    schedule = strided(config, num_steps)
+    schedule = strided(trained, num_steps)
     optimal = checked_optimal_steps(optimal_steps, schedule.num_timesteps)
-    model = build.make_model(config, info.image_shape)
-    template = build.params_template(model, info.image_shape)
-    params, step = checkpoint.restore_ema_and_step(workdir, template, report.say)
-    split = chosen_split(config.data, split, report)
-    source = data.load(config.data.name, **{**config.data.arguments(), "split": split}, say=report.say)
-    if source.image_shape != info.image_shape:
-        raise ValueError(f"the images of {split} have shape {source.image_shape}, the run's {info.image_shape}")
+    split = chosen_split(images_of, split, report)
+    source = data.load(images_of.name, **{**images_of.arguments(), "split": split}, say=report.say)
+    if source.image_shape != trained.image_shape:
+        raise ValueError(f"the images of {split} have shape {source.image_shape}, the network's {trained.image_shape}")
     count = len(source) if num_images is None else num_images
     if not 1 <= count <= len(source):
         raise ValueError(f"num_images must lie in [1, {len(source)}], the images of {split!r}, got {count}")
-    reading = build.make_reading(config.objective, config.sample.clip)
-    speak = lambda params: reading.in_process_terms(bind(model, params), schedule)
-    as_process = speak(params)
+    in_process_terms = lambda params: trained.reading.in_process_terms(trained.model_fn(params), schedule)
+    said = in_process_terms(trained.params)
     settings = Settings(
-        step, _crc32(params), config.data.name, split, info.image_shape, count, schedule.num_timesteps,
-        min(batch_size, count), seed, as_process.prediction, as_process.variance, reading.clip,
+        trained.step, _crc32(trained.params), _called(images_of, trained), split, trained.image_shape, count,
+        schedule.num_timesteps, min(batch_size, count), seed, said.prediction, said.variance, trained.reading.clip,
     )  # fmt: skip
-    folder = workdir / "nll" / _folder_name(settings)
-    folder.mkdir(parents=True, exist_ok=True)
-    sums = _sum_over(source, schedule, settings, lambda params: speak(params).model_fn, params, folder, report)
+    folder = home / _folder_name(settings)
+    files.make(folder)
+    model_fn_of = lambda params: in_process_terms(params).model_fn
+    sums = _sum_over(source, schedule, settings, model_fn_of, jax.device_put(trained.params), folder, report)
     by_t = table(schedule, sums)
     summary = {
         "settings": _plain(settings),
@@ -129,21 +130,26 @@ def evaluate(
     return Result(folder, summary)
 
 
-def strided(config: Config, num_steps: int | None) -> Schedule:
-    """The run's schedule, seen at num_steps evenly spread timesteps.
+def _called(images_of: DataConfig, trained: Trained) -> str:
+    """The data of a run by its name; of all else also with what changes its images."""
+    said = [f"{name} {value}" for name in ("image_size", "key", "transparency") if (value := getattr(images_of, name))]
+    return ", ".join([images_of.name, *([] if trained.run is not None else said)])
+
+
+def strided(trained: Trained, num_steps: int | None) -> Schedule:
+    """The schedule of the training, seen at num_steps evenly spread timesteps.
 
     Source: Nichol & Dhariwal 2021 (arXiv:2102.09672), section 4.
 
     Raises:
       ValueError: num_steps outside [2, T]; a network that says something of the steps of its training only.
     """
-    schedule = build.make_schedule(config.schedule)
+    schedule = trained.schedule
     if num_steps is None or num_steps == schedule.num_timesteps:
         return schedule
     if not 2 <= num_steps <= schedule.num_timesteps:
         raise ValueError(f"num_steps must lie in [2, {schedule.num_timesteps}], got {num_steps}")
-    for name, value, bound in (("prediction", config.objective.prediction, "x_prev"),
-                               ("variance", config.objective.variance, "learned")):  # fmt: skip
+    for name, value, bound in (("prediction", trained.prediction, "x_prev"), ("variance", trained.variance, "learned")):
         if value == bound:
             raise ValueError(
                 f"a network with {name} {value!r} knows only the steps of its training: num_steps must be "
@@ -228,7 +234,8 @@ def _folder_name(settings: Settings) -> str:
     step, split, n, num_steps, seed = (
         getattr(settings, name) for name in ("checkpoint_step", "split", "num_images", "num_steps", "seed")
     )
-    return re.sub(r"[^\w.-]+", "_", f"step{step}_{split}_n{n}_steps{num_steps}_seed{seed}")
+    of_run = "" if step is None else f"step{step}_"
+    return re.sub(r"[^\w.-]+", "_", f"{of_run}{split}_n{n}_steps{num_steps}_seed{seed}")
 
 
 def _plain(settings: Settings) -> dict[str, Any]:

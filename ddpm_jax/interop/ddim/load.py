@@ -7,14 +7,16 @@ import numpy as np
 
 from ddpm_jax import schedules
 from ddpm_jax.interop import ddim, kinds, shown
-from ddpm_jax.interop.loaded import Loaded
 from ddpm_jax.interop.published import DDIM
 from ddpm_jax.names import choose, unknown
+from ddpm_jax.process import VarianceType
+from ddpm_jax.reading import Reading
 from ddpm_jax.samplers.catalogue import ANCESTRAL
+from ddpm_jax.trained import Trained
 
 # Their name of the schedule, and of the variance.
 SCHEDULES = {name: schedules.BY_NAME[name] for name in ("linear", "quad", "const", "jsd", "sigmoid")}
-VARIANCES = {"fixedlarge": "fixed_large", "fixedsmall": "fixed_small"}
+VARIANCES: dict[str, VarianceType] = {"fixedlarge": "fixed_large", "fixedsmall": "fixed_small"}
 NETWORK = (
     *("in_channels", "out_ch", "ch", "ch_mult", "num_res_blocks", "attn_resolutions", "dropout", "resamp_with_conv"),
     "image_size",
@@ -25,7 +27,7 @@ NO_EFFECT = ("type", "ema", "ema_rate", "dataset", "channels", "category", "logi
              "gaussian_dequantization", "random_flip", "rescaled", "num_workers")  # fmt: skip
 
 
-def load_ddim(weights: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> Loaded:
+def load_ddim(weights: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> Trained:
     """Model of ermongroup/ddim.
 
     Args:
@@ -46,14 +48,13 @@ def load_ddim(weights: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> L
     variance = choose("var_type", settings["var_type"], VARIANCES)
     network = {setting: settings[setting] for setting in NETWORK}
     size = settings["image_size"]
-    return Loaded(
+    return Trained(
         origin=f"a DDPM of ermongroup/ddim or pesser/pytorch_diffusion ({name})",
         config=network,
         model=ddim.unet_from_config(network),
         params=ddim.ddim_to_params(weights, network),
         schedule=_schedule(settings),
-        prediction="eps",
-        variance=variance,
+        reading=Reading("eps", variance, clip=1.0),
         image_shape=(size, size, settings["out_ch"]),
         sampler=ANCESTRAL[variance],
     )

@@ -11,12 +11,13 @@ from flax import linen as nn
 
 from ddpm_jax.interop import autoencoder, contents, diffusers, dit, files, flax_weights
 from ddpm_jax.interop.diffusers import conditional
-from ddpm_jax.interop.loaded import FirstStage, Loaded
 from ddpm_jax.names import choose, unknown
 from ddpm_jax.process import LEARNED
+from ddpm_jax.reading import Reading, ReadingVariance
 from ddpm_jax.samplers.configs import CLASSES, read
 from ddpm_jax.samplers.configs.common import DEFAULTS, prediction_of, schedule_of
 from ddpm_jax.samplers.configs.reading import check_kinds, read_file, read_json
+from ddpm_jax.trained import FirstStage, Trained
 
 Reader = Callable[[Mapping[str, np.ndarray], Mapping[str, Any]], dict[str, Any]]
 T = TypeVar("T")
@@ -104,7 +105,7 @@ WEIGHTS = re.compile(r"diffusion_pytorch_model(\.(?P<variant>\w+))?\.(?P<kind>sa
 INDEX = re.compile(r"diffusion_pytorch_model\.(?P<kind>safetensors|bin)\.index(\.(?P<variant>\w+))?\.json")
 
 
-def load_folder(folder: Path, config: Mapping[str, Any]) -> Loaded:
+def load_folder(folder: Path, config: Mapping[str, Any]) -> Trained:
     """A network, its scheduler and its first stage, if there is one.
 
     Args:
@@ -130,17 +131,14 @@ def load_folder(folder: Path, config: Mapping[str, Any]) -> Loaded:
     size, channels, variance = _shape_and_variance({**table.defaults, **settings}, table is DIT, said)
     weights, taken = _weights(network, table.signature)
     stage, stage_taken = (None, "") if first_stage is None else _first_stage(first_stage)
-    return Loaded(
+    return Trained(
         origin="; ".join(filter(None, (f"a diffusers folder ({kind})", taken, stage_taken))),
         config=settings,
         model=table.from_config(settings),
         params=table.to_params(weights, settings),
         schedule=schedule_of(process),
-        prediction=prediction_of(process),
-        variance=variance,
+        reading=Reading(prediction_of(process), variance, _clip(process), _threshold(process)),
         image_shape=(*size, channels),
-        clip=_clip(process),
-        thresholding=_thresholding(process),
         scheduler_config=scheduler,
         first_stage=stage,
     )
@@ -328,8 +326,11 @@ def _scheduler_file(folder: Path) -> Path | None:
 
 def _shape_and_variance(
     settings: Mapping[str, Any], is_dit: bool, scheduler: Mapping[str, Any]
-) -> tuple[tuple[int, int], int, str]:
-    """((H, W), channels) of what the network denoises, and the variance it learned or its scheduler has."""
+) -> tuple[tuple[int, int], int, ReadingVariance]:
+    """((H, W), channels) of what the network denoises, and the variance it learned or its scheduler has.
+
+    "learned" there is the variance itself.
+    """
     size = settings["sample_size"]
     sizes = (size, size) if isinstance(size, int) else tuple(size or ())
     if len(sizes) != 2:
@@ -344,7 +345,7 @@ def _shape_and_variance(
                 f"variance_type {said!r}{theirs} needs two outputs for each channel, got out_channels {outputs}"
             )
         # DiT's second half is that of learned_range, which its pipeline drops.
-        return (sizes[0], sizes[1]), outputs // 2, "learned" if said == "learned" else "learned_range"
+        return (sizes[0], sizes[1]), outputs // 2, "learned_variance" if said == "learned" else "learned_range"
     if outputs > inputs:
         raise ValueError(
             f"out_channels {outputs} exceed in_channels {inputs}, and variance_type {said!r} is not learned"
@@ -353,12 +354,12 @@ def _shape_and_variance(
 
 
 def _clip(settings: Mapping[str, Any]) -> float | None:
-    if settings["_class_name"] in NO_CLIPPING or not settings.get("clip_sample", False):
-        return None
-    return settings.get("clip_sample_range", 1.0)
+    """Where the class reads it, and does not threshold."""
+    clips = settings["_class_name"] not in NO_CLIPPING and settings.get("clip_sample", False)
+    return settings.get("clip_sample_range", 1.0) if clips and _threshold(settings) is None else None
 
 
-def _thresholding(settings: Mapping[str, Any]) -> tuple[float, float] | None:
+def _threshold(settings: Mapping[str, Any]) -> tuple[float, float] | None:
     """Where the class reads it; UniPC does where it integrates x_0."""
     reads = settings["_class_name"] not in NO_CLIPPING and settings.get("predict_x0", True)
     if not reads or not settings.get("thresholding", False):

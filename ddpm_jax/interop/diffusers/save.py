@@ -18,7 +18,6 @@ import numpy as np
 
 from ddpm_jax.interop import autoencoder, diffusers, dit
 from ddpm_jax.interop.diffusers import conditional, to_diffusers
-from ddpm_jax.interop.loaded import FirstStage, Loaded
 from ddpm_jax.models.autoencoder import AutoencoderKL
 from ddpm_jax.models.dit import DiT
 from ddpm_jax.models.skip_unet import SkipUNet
@@ -27,6 +26,7 @@ from ddpm_jax.models.vq import VQModel
 from ddpm_jax.samplers.configs import float32
 from ddpm_jax.samplers.configs.common import PREDICTIONS
 from ddpm_jax.schedules import Schedule
+from ddpm_jax.trained import FirstStage, Trained
 
 VERSION = "0.42.1"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -57,12 +57,14 @@ ABSENT = {
     )
 }  # fmt: skip
 SETTINGS = {"StableDiffusionPipeline": {"requires_safety_checker": False}}
+# Predictions that only networks of ours have, as the settings of a run by which they come about.
+OURS_ONLY = {"edm": "loss 'edm'", "x_prev": "prediction 'x_prev'"}
 
 
-def save_diffusers(path: str | Path, loaded: Loaded) -> None:
+def save_diffusers(path: str | Path, trained: Trained) -> None:
     """The folder from which diffusers, and `load`, make the same network with the same sampler.
 
-    Written whole or not at all. The sampler is loaded.scheduler_config; without one it is DDPM's on this schedule. Of a
+    Written whole or not at all. The sampler is its scheduler_config; without one it is DDPM's on this schedule. Of a
     network steered by text the text encoder is not here: its pipeline takes prompts as embeddings. A network with
     classes but no first stage is a DDPMPipeline that asks for labels: call its unet with class_labels.
 
@@ -76,7 +78,7 @@ def save_diffusers(path: str | Path, loaded: Loaded) -> None:
     path = Path(path).absolute()
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise FileExistsError(f"{path} exists and is not empty; nothing was written")
-    folders, index = parts(loaded)
+    folders, index = parts(trained)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.partial", dir=path.parent) as partial:
         whole = Path(partial) / path.name
@@ -87,14 +89,17 @@ def save_diffusers(path: str | Path, loaded: Loaded) -> None:
         whole.replace(path)
 
 
-def parts(loaded: Loaded) -> tuple[dict[str, Part], dict[str, Any]]:
+def parts(trained: Trained) -> tuple[dict[str, Part], dict[str, Any]]:
     """What save_diffusers writes: the folders by name, and model_index.json.
 
     Raises:
       ValueError: lists what diffusers cannot express.
     """
-    network, scheduler = _network(loaded), _scheduler(loaded)
-    first_stage = None if loaded.first_stage is None else _first_stage(loaded.first_stage, loaded.image_shape)
+    if trained.prediction in OURS_ONLY:
+        name = OURS_ONLY[trained.prediction]
+        raise ValueError(f"other projects have no networks of objective.{name}; sample it as a run")
+    network, scheduler = _network(trained), _scheduler(trained)
+    first_stage = None if trained.first_stage is None else _first_stage(trained.first_stage, trained.image_shape)
     kinds = network.class_name, first_stage and first_stage.class_name
     if kinds not in PIPELINES:
         alone = "without a first stage" if kinds[1] is None else f"with a {kinds[1]}"
@@ -109,26 +114,26 @@ def parts(loaded: Loaded) -> tuple[dict[str, Part], dict[str, Any]]:
     return folders, index | {name: ["diffusers", part.class_name] for name, part in folders.items()}
 
 
-def _network(loaded: Loaded) -> Part:
-    model, shape = loaded.model, loaded.image_shape
+def _network(trained: Trained) -> Part:
+    model, shape = trained.model, trained.image_shape
     if type(model) is DiT and model.num_classes is None:
         raise ValueError("diffusers has no DiT without classes: every DiTTransformer2DModel embeds a label")
     if type(model) is DiT:
         config = to_diffusers.dit_to_config(model, shape)
-        return Part("DiTTransformer2DModel", config, dit.params_to_transformer2d(loaded.params, config))
+        return Part("DiTTransformer2DModel", config, dit.params_to_transformer2d(trained.params, config))
     if not isinstance(model, UNet) or type(model) not in (UNet, SkipUNet):
         raise ValueError(f"diffusers has no class for a {type(model).__name__}: a UNet or a DiT can be written")
-    in_channels = loaded.params["conv_in"]["kernel"].shape[2]
+    in_channels = trained.params["conv_in"]["kernel"].shape[2]
     if in_channels != shape[-1]:
         raise ValueError(f"diffusers has no pipeline for a network of {in_channels} channels on {shape[-1]} of images")
     if not model.transformer_depth:
         config = to_diffusers.unet_to_config(model, shape)
-        return Part("UNet2DModel", config, diffusers.params_to_unet2d(loaded.params, config))
-    context_dim = loaded.params["mid_attention"]["block_0"]["cross_attention"]["key"]["kernel"].shape[0]
+        return Part("UNet2DModel", config, diffusers.params_to_unet2d(trained.params, config))
+    context_dim = trained.params["mid_attention"]["block_0"]["cross_attention"]["key"]["kernel"].shape[0]
     # Dense or 1x1 convolution is no setting of ours: as it came, in the words of diffusers or of latent-diffusion.
-    linear = loaded.config.get("use_linear_projection", loaded.config.get("use_linear_in_transformer", False))
+    linear = trained.config.get("use_linear_projection", trained.config.get("use_linear_in_transformer", False))
     config = to_diffusers.conditional_unet_to_config(model, shape, context_dim, linear=linear)
-    return Part("UNet2DConditionModel", config, conditional.params_to_unet2dcond(loaded.params, config))
+    return Part("UNet2DConditionModel", config, conditional.params_to_unet2dcond(trained.params, config))
 
 
 def _first_stage(first_stage: FirstStage, latent_shape: tuple[int, int, int]) -> Part:
@@ -147,40 +152,41 @@ def _first_stage(first_stage: FirstStage, latent_shape: tuple[int, int, int]) ->
 # -------------------------------------------------------------------------------------------------------- scheduler
 
 
-def _scheduler(loaded: Loaded) -> Part:
-    theirs = {ours: theirs for theirs, ours in PREDICTIONS.items()}
+def _scheduler(trained: Trained) -> Part:
+    reading, schedule = trained.reading, trained.schedule
+    predictions = {ours: theirs for theirs, ours in PREDICTIONS.items()}
     problems = []
-    if loaded.time_scale != 1:
-        problems.append(f"time_scale={loaded.time_scale!r}")
-    if loaded.scheduler_config is not None and not problems:
+    if reading.time_scale != 1:
+        problems.append(f"time_scale={reading.time_scale!r}")
+    if trained.scheduler_config is not None and not problems:
         config = {
             name: value
-            for name, value in loaded.scheduler_config.items()
+            for name, value in trained.scheduler_config.items()
             if name != "_class_name" and value not in (inf, -inf)  # no JSON; where it is allowed it is the default
         }
-        return Part(loaded.scheduler_config["_class_name"], config, None)
-    if loaded.prediction not in theirs:
-        problems.append(f"prediction={loaded.prediction!r}")
-    if loaded.variance == "learned":  # "learned" is the variance itself there, its logarithm here
-        problems.append(f"variance={loaded.variance!r}")
-    if not np.array_equal(loaded.schedule.timesteps, np.arange(loaded.schedule.num_timesteps)):
+        return Part(trained.scheduler_config["_class_name"], config, None)
+    if reading.prediction not in predictions:
+        problems.append(f"prediction={reading.prediction!r}")
+    if reading.variance == "learned":  # the logarithm, where "learned" there is the variance itself
+        problems.append(f"variance={reading.variance!r}")
+    if not np.array_equal(schedule.timesteps, np.arange(schedule.num_timesteps)):
         problems.append("timesteps of the schedule that are not 0, 1, 2, ...")
     if problems:
         raise ValueError("DDPMScheduler of diffusers cannot express " + ", ".join(problems))
-    ratio, most = loaded.thresholding or (0.995, 1.0)
-    config = _betas(loaded.schedule) | {
-        "clip_sample": loaded.clip is not None,
-        "clip_sample_range": 1.0 if loaded.clip is None else loaded.clip,
-        "num_train_timesteps": loaded.schedule.num_timesteps,
-        "prediction_type": theirs[loaded.prediction],
+    ratio, most = reading.threshold or (0.995, 1.0)
+    config = _betas(schedule) | {
+        "clip_sample": reading.clip is not None,
+        "clip_sample_range": 1.0 if reading.clip is None else reading.clip,
+        "num_train_timesteps": schedule.num_timesteps,
+        "prediction_type": predictions[reading.prediction],
         "rescale_betas_zero_snr": False,
         "steps_offset": 0,
-        "thresholding": loaded.thresholding is not None,
+        "thresholding": reading.threshold is not None,
         "dynamic_thresholding_ratio": ratio,
         "sample_max_value": most,
         # DDIM there goes from t to t - T // N, whatever the spacing: with this one that is the next t.
         "timestep_spacing": "leading",
-        "variance_type": loaded.variance,
+        "variance_type": "learned" if reading.variance == "learned_variance" else reading.variance,
     }
     return Part("DDPMScheduler", config, None)
 

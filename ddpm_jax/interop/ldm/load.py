@@ -12,13 +12,14 @@ import numpy as np
 from ddpm_jax import schedules
 from ddpm_jax.interop import autoencoder, kinds, ldm, openai, rounding, shown
 from ddpm_jax.interop.contents import UNET
-from ddpm_jax.interop.loaded import FirstStage, Loaded
 from ddpm_jax.interop.openai.load import ABSENT
 from ddpm_jax.interop.published import LATENT_DIFFUSION
 from ddpm_jax.interop.wrapped import COUNTERS, EMA
 from ddpm_jax.names import choose, unknown
 from ddpm_jax.process import PredictionType
+from ddpm_jax.reading import Reading
 from ddpm_jax.schedules import Schedule
+from ddpm_jax.trained import FirstStage, Trained
 
 FIRST_STAGE = "first_stage_model."
 # Arguments of LatentDiffusion that are read here; None: must be said by the file, a published model or the config.
@@ -43,7 +44,7 @@ NO_EFFECT = (
 PREDICTIONS: dict[str, PredictionType] = {"eps": "eps", "x0": "x_0", "v": "v"}
 
 
-def load_latent_diffusion(weights: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> Loaded:
+def load_latent_diffusion(weights: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> Trained:
     """LatentDiffusion.
 
     Args:
@@ -78,18 +79,16 @@ def load_latent_diffusion(weights: Mapping[str, np.ndarray], config: Mapping[str
     out, size = unet_settings["out_channels"], settings["image_size"]
     schedule, said = _schedule(weights, settings)
     left_out = sum(name.startswith("cond_stage_model.") for name in weights)
-    return Loaded(
+    return Trained(
         origin=f"{names[0] if names else 'a LatentDiffusion of CompVis'}; "
         f"left out: the encoder of its condition, {left_out} arrays{average}{said}",
         config=unet_settings,
         model=model,
         params=params,
         schedule=schedule,
-        prediction=choose("parameterization", settings["parameterization"], PREDICTIONS),
-        variance="fixed_small",
+        reading=Reading(choose("parameterization", settings["parameterization"], PREDICTIONS), "fixed_small"),
         image_shape=(size, size, out),
         sampler="ddim",
-        clip=None,
         first_stage=_first_stage(weights, settings),
     )
 

@@ -11,10 +11,11 @@ import numpy as np
 
 from ddpm_jax import schedules
 from ddpm_jax.interop import kinds, openai, shown
-from ddpm_jax.interop.loaded import Loaded
 from ddpm_jax.interop.openai.published import CONFIGS, DIFFUSIONS
 from ddpm_jax.names import choose, unknown
+from ddpm_jax.reading import Reading
 from ddpm_jax.samplers.catalogue import ANCESTRAL
+from ddpm_jax.trained import Trained
 
 # Their settings of the diffusion, as flags of their scripts, with the defaults of guided-diffusion; None: must be said.
 DIFFUSION = {
@@ -31,7 +32,7 @@ RGB = {(3, 3): (3, False), (3, 6): (3, True), (6, 3): (3, False), (6, 6): (3, Tr
 ABSENT = openai.DEFAULTS | {"num_classes": None}
 
 
-def load_unet(weights: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> Loaded:
+def load_unet(weights: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> Trained:
     """UNetModel or SuperResModel.
 
     Args:
@@ -54,17 +55,20 @@ def load_unet(weights: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> L
     schedule = choose("noise_schedule", diffusion["noise_schedule"], SCHEDULES)(diffusion["diffusion_steps"])
     channels, learned = _channels(settings)
     variance = "learned_range" if learned else "fixed_small" if diffusion["sigma_small"] else "fixed_large"
-    return Loaded(
+    return Trained(
         origin=origin,
         config=settings,
         model=openai.unet_from_config(settings),
         params=openai.unet_to_params(weights, settings),
         schedule=schedule,
-        prediction="x_0" if diffusion["predict_xstart"] else "eps",
-        variance=variance,
+        reading=Reading(
+            "x_0" if diffusion["predict_xstart"] else "eps",
+            variance,
+            clip=1.0,
+            time_scale=1000 / schedule.num_timesteps if diffusion["rescale_timesteps"] else 1.0,
+        ),
         image_shape=(settings["image_size"], settings["image_size"], channels),
         sampler=ANCESTRAL[variance],
-        time_scale=1000 / schedule.num_timesteps if diffusion["rescale_timesteps"] else 1.0,
     )
 
 

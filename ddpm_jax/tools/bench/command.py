@@ -46,7 +46,7 @@ PARTS = {
     ),
     "loop": Part("training beside its steps", "ddpm_jax.tools.bench.loop"),
     "solvers": Part(
-        "error and quality against network calls on a trained run; needs --workdir", "ddpm_jax.tools.bench.solvers"
+        "error and quality against network calls on a trained network; needs --workdir", "ddpm_jax.tools.bench.solvers"
     ),
 }
 PROGRAM = "ddpm-jax bench"
@@ -75,7 +75,10 @@ def parser(parts: Parts, program: str) -> argparse.ArgumentParser:
     found.add_argument("--minutes", type=float, help="begin no more measurements after so long")
     found.add_argument("--only", nargs="+", default=[], metavar="TEXT",
                        help="only contestants with one of these in their names, such as: ddpm_jax eager")  # fmt: skip
-    found.add_argument("--workdir", type=Path, metavar="RUN", help="the trained run that solvers are compared on")
+    found.add_argument("--workdir", metavar="SOURCE", help="what solvers are compared on: a run, or a folder or "
+                       "checkpoint of another project")  # fmt: skip
+    found.add_argument("--data.name", dest="name", help="the images, where that is no run; as in train")
+    found.add_argument("--data.image-size", dest="image_size", type=_positive, metavar="N", help="as in train")
     found.add_argument("--out", type=Path, default=Path("bench"), metavar="FOLDER", help="(default: %(default)s)")
     return found
 
@@ -127,8 +130,11 @@ def planned(arguments: argparse.Namespace, known: Parts) -> list[tuple[str, Sett
     for part in parts:
         if part not in known:
             raise ValueError(f"bench has no part {part!r}; it has {', '.join(known)} and, alone, page")
+    told = {"--data.name": arguments.name, "--data.image-size": arguments.image_size}
+    if unread := [option for option, value in told.items() if value is not None and "solvers" not in parts]:
+        raise ValueError(f"bench {unread[0]} is for the part solvers")
     if "solvers" in parts and arguments.workdir is None:
-        raise ValueError("bench solvers needs --workdir RUN, the run whose network the solvers are compared on")
+        raise ValueError("bench solvers needs --workdir SOURCE, the run or folder that they are compared on")
     if arguments.dtype is None:
         arguments.dtype = ["float32", "bfloat16"] if jax.devices()[0].platform == "gpu" else ["float32"]
     settings = Settings(
@@ -140,6 +146,7 @@ def planned(arguments: argparse.Namespace, known: Parts) -> list[tuple[str, Sett
         seconds=arguments.seconds,
         only=tuple(arguments.only),
         workdir=arguments.workdir,
+        data={"name": arguments.name, "image_size": arguments.image_size},
     )
     found = []
     for part in parts:
@@ -155,7 +162,7 @@ def label(part: str, settings: Settings) -> str:
     """What tells a measurement from others of the same part."""
     if part == "solvers":
         assert settings.workdir is not None
-        return settings.workdir.absolute().name
+        return Path(settings.workdir).absolute().name
     return settings.label
 
 

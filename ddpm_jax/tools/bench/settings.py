@@ -1,8 +1,8 @@
 """What one measurement is told."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import jax.numpy as jnp
 
@@ -25,7 +25,8 @@ class Settings:
       rounds: of every comparison.
       seconds: after which a comparison begins no more rounds.
       only: parts of the names of the contestants that are measured; all where there are none.
-      workdir: of the run whose network solvers are compared on.
+      workdir: of the run, or another place, whose network solvers are compared on.
+      data: what is told of its images, by option; of no run.
     """
 
     network: str = "cifar10"
@@ -35,7 +36,8 @@ class Settings:
     rounds: int = 9
     seconds: float | None = None
     only: tuple[str, ...] = ()
-    workdir: Path | None = None
+    workdir: str | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def ours(self) -> Network:

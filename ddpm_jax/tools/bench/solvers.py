@@ -1,18 +1,18 @@
 """Samplers on a trained network: how far they are from a many-step teacher, and from real images, by network calls."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from ddpm_jax import data, images, samplers, trained
-from ddpm_jax.runs import checkpoint
+from ddpm_jax import data, images, opening, samplers
+from ddpm_jax.config.run import DataConfig
 from ddpm_jax.samplers.catalogue import CATALOGUE, make_table
 from ddpm_jax.tools.bench import frechet
 from ddpm_jax.tools.bench.blocks import Block, Curves, Facts, Missing
 from ddpm_jax.tools.bench.settings import Say, Settings
+from ddpm_jax.trained import Trained
 
 STEPS = (5, 6, 8, 10, 15, 20, 30)
 MOST_CALLS = 60
@@ -25,12 +25,17 @@ PAIRS, SAMPLES, CHUNK = 256, 1024, 256  # x_T that the teacher sees, images of e
 def measure(settings: Settings, say: Say) -> list[Block]:
     """Error: root mean square difference per pixel, images in [-1, 1], from the same x_T. Metric: see `frechet`."""
     assert settings.workdir is not None
-    source = trained.of_run(settings.workdir, say)
-    shape = (CHUNK, *source.image_shape)
-    denoise = lambda params: source.denoiser(source.model_fn(params))
+    trained = opening.open(settings.workdir, say)
+    if trained.first_stage is not None:
+        raise ValueError("bench solvers compares images with real ones, and this network denoises latents")
+    trained.check_conditions("bench solvers")
+    real = real_images(opening.data_of(settings.workdir, trained, **settings.data))
+    if real.shape[1:] != trained.image_shape:
+        raise ValueError(f"the images have shape {real.shape[1:]}, the network's {trained.image_shape}")
+    shape = (CHUNK, *trained.image_shape)
+    denoise = lambda params: trained.denoiser(trained.model_fn(params))
     run = samplers.Runner(denoise, shape, MOST_CALLS)
-    params, key = jax.device_put(source.params), jax.random.key(0)
-    real = real_images(settings.workdir)
+    params, key = jax.device_put(trained.params), jax.random.key(0)
     axes = frechet.projection(real)
     score = lambda drawn: frechet.distance(frechet.flat(drawn) @ axes, frechet.flat(real) @ axes)
 
@@ -39,13 +44,13 @@ def measure(settings: Settings, say: Say) -> list[Block]:
         return np.concatenate(found)[:count]
 
     say(f"solvers: the teacher, {TEACHER} with {TEACHER_STEPS[1]} steps")
-    half, teacher = (taught(source, denoise, params, key, n, PAIRS) for n in TEACHER_STEPS)
+    half, teacher = (taught(trained, denoise, params, key, n, PAIRS) for n in TEACHER_STEPS)
     errors: dict[str, list[list[float]]] = {}
     scores: dict[str, list[list[float]]] = {}
     missing, rows = {}, []
     for name, entry in CATALOGUE.items():
         for num_steps in STEPS:
-            table = table_of(name, source, num_steps)
+            table = table_of(name, trained, num_steps)
             if isinstance(table, str):
                 missing[f"{name}, {num_steps} steps"] = table
                 continue
@@ -57,7 +62,7 @@ def measure(settings: Settings, say: Say) -> list[Block]:
                 errors.setdefault(name, []).append([table.num_calls, error])
             rows.append([name, num_steps, table.num_calls, "" if error is None else f"{error:.5f}", f"{found:.4f}"])
         say(f"solvers: {name}")
-    own = score(images.to_uint8(taught(source, denoise, params, key, MANY, SAMPLES)))
+    own = score(images.to_uint8(taught(trained, denoise, params, key, MANY, SAMPLES)))
     facts = [
         ["teacher", f"{TEACHER}, {TEACHER_STEPS[1]} steps"],
         [f"its difference from {TEACHER_STEPS[0]} steps", f"{rms(half, teacher):.6f}"],
@@ -78,17 +83,17 @@ def measure(settings: Settings, say: Say) -> list[Block]:
     ]
 
 
-def table_of(name: str, source: trained.Source, num_steps: int) -> samplers.Table | str:
+def table_of(name: str, trained: Trained, num_steps: int) -> samplers.Table | str:
     """A sampler on its own grid, or why it cannot be run on this network with so many steps."""
     try:
-        table = make_table(name, source.schedule, num_steps, variance=source.variance)
+        table = make_table(name, trained.schedule, num_steps, variance=trained.variance)
     except ValueError as error:
         return str(error)
     return table if table.num_calls <= MOST_CALLS else f"{table.num_calls} network calls, more than {MOST_CALLS}"
 
 
 def taught(
-    source: trained.Source,
+    trained: Trained,
     denoise: Callable[..., samplers.Denoise],
     params: Any,
     key: jax.Array,
@@ -96,7 +101,7 @@ def taught(
     count: int,
 ) -> np.ndarray:
     """[count, H, W, C] of the teacher, from the x_T that the samplers have too: image i has the same in any batch."""
-    table, shape = make_table(TEACHER, source.schedule, num_steps), (CHUNK, *source.image_shape)
+    table, shape = make_table(TEACHER, trained.schedule, num_steps), (CHUNK, *trained.image_shape)
     draw = jax.jit(lambda params, first: samplers.sample(denoise(params), table, key, shape, first_index=first))
     return np.concatenate([np.asarray(draw(params, np.uint32(first))) for first in range(0, count, CHUNK)])[:count]
 
@@ -112,9 +117,8 @@ def halves(real: np.ndarray, axes: np.ndarray) -> float:
     return frechet.distance(mixed[::2], mixed[1::2])
 
 
-def real_images(workdir: Path) -> np.ndarray:
-    """Those that the run was trained on, at most SAMPLES of them, chosen at random."""
-    config = checkpoint.load_run(workdir).config.data
+def real_images(config: DataConfig) -> np.ndarray:
+    """At most SAMPLES of these, chosen at random."""
     source = data.load(config.name, **config.arguments())
     chosen = np.random.default_rng(0).permutation(len(source))[:SAMPLES]
     return source.images(chosen)

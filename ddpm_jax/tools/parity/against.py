@@ -1,6 +1,10 @@
-"""A user's own folder of diffusers: its network and its scheduler beside ours, and beside the papers' conventions."""
+"""A user's own network and scheduler beside diffusers', and beside the papers' conventions.
+
+They are in a folder of diffusers, or are written as one: a run, the weights of another project.
+"""
 
 import dataclasses
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,9 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax import interop
-from ddpm_jax.interop import Loaded
+from ddpm_jax import interop, opening
+from ddpm_jax.host.storage import Say
+from ddpm_jax.interop import hub
 from ddpm_jax.interop.diffusers.load import PARTS, read_json
+from ddpm_jax.runs import checkpoint
 from ddpm_jax.samplers import grids
 from ddpm_jax.samplers import sample as draw
 from ddpm_jax.samplers.grids import dpm_grids, sigma_grids
@@ -22,6 +28,7 @@ from ddpm_jax.tools.parity.results import Result, compared, not_compared, relati
 from ddpm_jax.tools.parity.search import explained
 from ddpm_jax.tools.parity.theirs import Libraries, nchw, nhwc
 from ddpm_jax.tools.parity.theirs import calls as their_calls
+from ddpm_jax.trained import Trained
 
 GROUP = "against"
 NUM_STEPS = 5
@@ -45,15 +52,16 @@ PAPERS: dict[str, tuple[str, Any]] = {
 }
 
 
-def compare(libraries: Libraries, folder: Path, num_steps: int = NUM_STEPS) -> Iterator[Result]:
-    """The folder's network, its scheduler, both together for a few steps, and what sets the scheduler apart.
+def compare(libraries: Libraries, place: str | Path, say: Say, num_steps: int = NUM_STEPS) -> Iterator[Result]:
+    """The network of a place, its scheduler, both together for a few steps, and what sets the scheduler apart.
 
     Raises:
-      FileNotFoundError: a part that the folder must have.
-      ValueError: a part that is not known here.
+      FileNotFoundError: nothing there, or a part that it must have.
+      ValueError: a part that is not known here, or that diffusers cannot express.
     """
-    loaded = interop.load(folder)
-    net = _network(libraries, folder)
+    with tempfile.TemporaryDirectory() as home:
+        folder = _folder(place, say, Path(home) / "folder")
+        loaded, net = interop.load(folder), _network(libraries, folder)
     yield compare_network(libraries, loaded, net)
     config = dict(loaded.scheduler_config or {})
     name = config.pop("_class_name")
@@ -62,6 +70,16 @@ def compare(libraries: Libraries, folder: Path, num_steps: int = NUM_STEPS) -> I
     yield dataclasses.replace(line, group=GROUP, item=f"scheduler, exact network, {num_steps} steps", against=name)
     yield _papers(libraries, loaded, name, settings, num_steps)
     yield _together(libraries, loaded, net, name, settings, num_steps)
+
+
+def _folder(place: str | Path, say: Say, written: Path) -> Path:
+    """Where diffusers has it: there, in the cache of the hub, or as it is now written."""
+    if str(place).startswith("hf:"):
+        return hub.fetch(str(place).removeprefix("hf:"))
+    if Path(place).is_dir() and checkpoint.find_run(Path(place)) is None:
+        return Path(place)
+    interop.save_diffusers(written, opening.open(place, say))
+    return written
 
 
 def _network(libraries: Libraries, folder: Path) -> Any:
@@ -80,23 +98,23 @@ def _inputs(net: Any, batch: int) -> dict[str, np.ndarray]:
     return networks.conditioning("dit" if "Transformer" in type(net).__name__ else "", net, batch)
 
 
-def _ours(loaded: Loaded, given: Mapping[str, np.ndarray]) -> Any:
+def _ours(loaded: Trained, given: Mapping[str, np.ndarray]) -> Any:
     kinds = {"y": jnp.int32, "context": jnp.float32}
     return loaded.model_fn(**{key: jnp.asarray(value, kinds[key]) for key, value in given.items()})
 
 
-def compare_network(libraries: Libraries, loaded: Loaded, net: Any) -> Result:
+def compare_network(libraries: Libraries, loaded: Trained, net: Any) -> Result:
     """What was read of the folder beside the network itself; of a difference, the settings that would be right."""
     x = np.random.default_rng(0).standard_normal((2, *loaded.image_shape)).astype(np.float32)
     t, given = np.array([3.0, loaded.schedule.num_timesteps * 0.77 // 1], np.float32), _inputs(net, 2)
     with libraries.torch.no_grad():
         theirs = nhwc(networks.their_output(libraries, net, nchw(libraries.torch, x), t, given))
 
-    def difference(loaded: Loaded) -> float:
+    def difference(loaded: Trained) -> float:
         with jax.default_matmul_precision("highest"):
             return relative(np.asarray(jax.jit(_ours(loaded, given))(jnp.asarray(x), jnp.asarray(t))), theirs)
 
-    def changed(config: configs.Config) -> Loaded:
+    def changed(config: configs.Config) -> Trained:
         from_config, to_params, _ = networks.OURS[type(net).__name__]
         params = to_params(networks.weights(net), config)
         return dataclasses.replace(loaded, config=config, model=from_config(config), params=params)
@@ -115,7 +133,7 @@ def papers_setup(name: str, schedule: Schedule, prediction: Any, num_steps: int)
     return Setup(sampler, num_steps, spread=spread, schedule=schedule, prediction=prediction, clip=clip)
 
 
-def _papers(libraries: Libraries, loaded: Loaded, name: str, settings: Mapping[str, Any], num_steps: int) -> Result:
+def _papers(libraries: Libraries, loaded: Trained, name: str, settings: Mapping[str, Any], num_steps: int) -> Result:
     if name not in PAPERS:
         return not_compared(GROUP, f"{name} and the papers", "", "no sampler of a paper that the class is a form of")
     scheduler = getattr(libraries.diffusers, name)(**settings)
@@ -126,7 +144,7 @@ def _papers(libraries: Libraries, loaded: Loaded, name: str, settings: Mapping[s
 
 
 def _together(
-    libraries: Libraries, loaded: Loaded, net: Any, name: str, settings: Mapping[str, Any], num_steps: int
+    libraries: Libraries, loaded: Trained, net: Any, name: str, settings: Mapping[str, Any], num_steps: int
 ) -> Result:
     """The folder's network and scheduler, as a pipeline runs them, in float32 on both sides."""
     x_T, noise = (each.astype(np.float32) for each in samplers.noise_of(4 * num_steps, shape=(2, *loaded.image_shape)))

@@ -46,8 +46,9 @@ HEADER = ("item", "against", "max relative difference", "tolerance", "first diff
 
 @dataclasses.dataclass(frozen=True)
 class ParityArguments:
-    against: Path | None = None
-    """A folder of diffusers: compare its network and its scheduler, instead of everything."""
+    against: Annotated[str | None, tyro.conf.arg(metavar="SOURCE")] = None
+    """A folder of diffusers, or a run or a checkpoint that can be written as one: compare its network and its
+    scheduler, instead of everything."""
     golden: Path | None = None
     """A folder of recordings: training runs in PyTorch, followed step by step."""
     only: tuple[str, ...] = ()
@@ -84,9 +85,8 @@ def run(arguments: ParityArguments, say: Callable[[str], None]) -> None:
     for path in (arguments.json, arguments.html, arguments.markdown):
         if path is not None and path.exists():
             raise ValueError(f"{path} exists already: remove it, or name another file")
-    for folder in (arguments.golden, arguments.against):
-        if folder is not None and not folder.is_dir():
-            raise FileNotFoundError(f"no folder {folder}")
+    if arguments.golden is not None and not arguments.golden.is_dir():
+        raise FileNotFoundError(f"no folder {arguments.golden}")
     libraries, began = theirs.libraries(), time.perf_counter()
     facts: dict[str, Any] = {"command": command_of(arguments)} | machine()
     say(", ".join(f"{name} {value}" for name, value in facts["versions"].items()))
@@ -96,7 +96,7 @@ def run(arguments: ParityArguments, say: Callable[[str], None]) -> None:
     if arguments.random:
         found["schedulers"] = chain(found["schedulers"], sweep.compare(libraries, arguments.random))
     if arguments.against is not None:
-        found = {str(arguments.against): against.compare(libraries, arguments.against)}
+        found = {arguments.against: against.compare(libraries, arguments.against, say)}
     results: list[Result] = []
     for name, lines in found.items():
         say(f"\n{name}")
@@ -117,7 +117,7 @@ def command_of(arguments: ParityArguments) -> str:
     parts += ["ddpm-jax parity", *(["--only", *arguments.only] if arguments.only else [])]
     parts += [f"--random {arguments.random}"] if arguments.random else []
     parts += ["--golden GOLDEN"] if arguments.golden is not None else []
-    parts += ["--against FOLDER"] if arguments.against is not None else []
+    parts += ["--against SOURCE"] if arguments.against is not None else []
     return " ".join(parts)
 
 

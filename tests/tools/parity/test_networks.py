@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ddpm_jax import interop, schedules
-from ddpm_jax.interop import FirstStage, Loaded, ddim, ldm, openai
+from ddpm_jax import interop
+from ddpm_jax.interop import FirstStage, ddim, ldm, openai
 from ddpm_jax.interop.diffusers import to_diffusers
-from tests.helpers import few, relative
+from tests.helpers import few, relative, trained_of
 from tests.interop import golden_networks
 from tests.tools.parity.live import NETWORKS, OURS, nchw, network, nhwc, weights
 
@@ -192,8 +192,8 @@ def test_diffusers_computes_what_other_projects_recorded(name, torch, theirs, sh
         kl = network(torch, theirs, "kl")
         from_kl, kl_to_params, _ = OURS["AutoencoderKL"]
         first_stage = FirstStage(from_kl(dict(kl.config)), kl_to_params(weights(kl), dict(kl.config)), 0.18215)
-    loaded = Loaded(
-        "a test", config, model, to_params(stored, config), schedules.linear(1000), "eps", variance, shape,
+    loaded = trained_of(
+        config=config, model=model, params=to_params(stored, config), variance=variance, image_shape=shape,
         first_stage=first_stage,
     )  # fmt: skip
     interop.save_diffusers(tmp_path / "folder", loaded)

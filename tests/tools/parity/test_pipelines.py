@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from ddpm_jax import guidance, images, interop, samplers, schedules
-from ddpm_jax.interop import FirstStage, Loaded
-from tests.helpers import relative
+from ddpm_jax.interop import FirstStage
+from tests.helpers import relative, trained_of
 from tests.tools.parity.live import NETWORKS, OURS, drawn, network, weights
 
 MILD = schedules.linear(1000, beta_start=1e-5, beta_end=1e-3)
@@ -31,10 +31,10 @@ def written(folder, torch, theirs, name, *, stage=None, **settings):
         from_stage, stage_to_params, _ = OURS[NETWORKS[stage][0]]
         stage_config = dict(decoder.config)
         first_stage = FirstStage(from_stage(stage_config), stage_to_params(weights(decoder), stage_config), 0.7)
-    settings = {"schedule": MILD, "prediction": "eps", "variance": "fixed_small", "config": config, **settings}
+    settings = {"schedule": MILD, "config": config, **settings}
     shape = (8, 8, config["in_channels"])
-    loaded = Loaded(
-        "a test", model=from_config(config), params=to_params(weights(net), config), image_shape=shape,
+    loaded = trained_of(
+        model=from_config(config), params=to_params(weights(net), config), image_shape=shape,
         first_stage=first_stage, **settings,
     )  # fmt: skip
     interop.save_diffusers(folder, loaded)
