@@ -115,10 +115,15 @@ def calls(
         timesteps = timesteps[first:]
         if hasattr(scheduler, "set_begin_index"):
             scheduler.set_begin_index(first)
-        if hasattr(scheduler, "add_noise"):
-            x = scheduler.add_noise(nchw(torch, x_0, dtype), x, timesteps[:1])
+        image = nchw(torch, x_0, dtype)
+        if type(scheduler).__name__ == "SASolverScheduler":
+            # Its add_noise has the level of the timestep, which its sigmas may lie beside.
+            alpha, sigma = scheduler._sigma_to_alpha_sigma_t(scheduler.sigmas[first])
+            x = alpha * image + sigma * x
+        elif hasattr(scheduler, "add_noise"):
+            x = scheduler.add_noise(image, x, timesteps[:1])
         else:  # IPNDMScheduler
-            x = scheduler.alphas[start] * nchw(torch, x_0, dtype) + scheduler.betas[start] * x
+            x = scheduler.alphas[start] * image + scheduler.betas[start] * x
     xs, times = [], []
     for k, t in enumerate(timesteps):
         told = scheduler.scale_model_input(x, t)
