@@ -52,20 +52,19 @@ def of_run(workdir: Path, info: checkpoint.RunInfo, say: Say, average: posthoc.A
       FileNotFoundError: no checkpoint.
       ValueError: a damaged run, or an average it cannot give.
     """
-    config, shape = info.config, info.image_shape
-    model = build.make_model(config, shape)
-    params, step = posthoc.averaged(workdir, info, build.params_template(model, shape), say, average)
+    built = build.build(info.config, info.image_shape)
+    params, step = posthoc.averaged(workdir, info, built.params, say, average)
     return Trained(
         origin=f"a run of ddpm-jax, {step} steps",
-        config=to_dict(config.model),
-        model=model,
+        config=to_dict(built.config.model),
+        model=built.model,
         params=jax.device_get(params),
-        schedule=build.make_schedule(config.schedule),
-        reading=build.make_reading(config.objective, config.sample.clip),
-        image_shape=shape,
-        sampler=config.sample.sampler,
-        num_steps=config.sample.num_steps,
-        run=config,
+        schedule=built.schedule,
+        reading=built.reading,
+        image_shape=built.image_shape,
+        sampler=built.config.sample.sampler,
+        num_steps=built.config.sample.num_steps,
+        run=built.config,
         step=step,
     )
 

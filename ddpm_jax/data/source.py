@@ -52,10 +52,7 @@ def load(
       FileNotFoundError: no such path, or data_dir does not hold the data set.
       ValueError: unknown name or split, or images that cannot be used; one line that says what is allowed.
     """
-    if image_size is not None and not (isinstance(image_size, int) and 1 <= image_size <= MOST_IMAGE_SIZE):
-        raise ValueError(f"image_size must be a whole number in [1, {MOST_IMAGE_SIZE}], got {image_size!r}")
-    if labels is not None:
-        choose("--data.labels", labels, dict.fromkeys(WAYS))
+    _check(image_size, labels)
     path = _path(name)
     is_array = path.suffix.lower() in ARRAY_ENDINGS
     if key is not None and path.suffix.lower() != ".npz":
@@ -78,6 +75,13 @@ def load(
     if not path.is_dir():
         raise ValueError(f"{path} is a file: allowed are a folder of pictures, a .npy file and a .npz file")
     return in_memory(open_folder(path, image_size, transparency, labels, say), progress)
+
+
+def _check(image_size: int | None, labels: str | None) -> None:
+    if image_size is not None and not (isinstance(image_size, int) and 1 <= image_size <= MOST_IMAGE_SIZE):
+        raise ValueError(f"image_size must be a whole number in [1, {MOST_IMAGE_SIZE}], got {image_size!r}")
+    if labels is not None:
+        choose("--data.labels", labels, dict.fromkeys(WAYS))
 
 
 def splits(name: str, *, data_dir: str | Path | None = None) -> tuple[str, ...]:

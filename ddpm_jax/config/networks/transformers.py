@@ -1,7 +1,7 @@
 """The settings of the two transformers over patches, DiT and U-ViT, and what they are where they follow from images.
 
-Patches are as small as leaves few enough of them to attend among. The digits' networks take about a minute more than
-their U-Net; images up to 28 x 28 get a small one, and larger ones the smallest that was published.
+Patches are as small as leaves few enough of them to attend among. The digits' networks are small enough for minutes on
+a laptop; images up to 28 x 28 get a small one, and larger ones the smallest that was published.
 """
 
 import math

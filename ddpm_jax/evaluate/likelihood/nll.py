@@ -104,12 +104,7 @@ def evaluate(
     schedule = strided(trained, num_steps)
     optimal = checked_optimal_steps(optimal_steps, schedule.num_timesteps)
     split = chosen_split(images_of, split, report)
-    source = data.load(images_of.name, **{**images_of.arguments(), "split": split}, say=report.say)
-    if source.image_shape != trained.image_shape:
-        raise ValueError(f"the images of {split} have shape {source.image_shape}, the network's {trained.image_shape}")
-    count = len(source) if num_images is None else num_images
-    if not 1 <= count <= len(source):
-        raise ValueError(f"num_images must lie in [1, {len(source)}], the images of {split!r}, got {count}")
+    source, count = _images(images_of, split, num_images, trained.image_shape, report)
     in_process_terms = lambda params: trained.reading.in_process_terms(trained.model_fn(params), schedule)
     said = in_process_terms(trained.params)
     settings = Settings(
@@ -128,6 +123,19 @@ def evaluate(
     }
     files.save_results(folder, by_t, summary)
     return Result(folder, summary)
+
+
+def _images(
+    images_of: DataConfig, split: str, num_images: int | None, image_shape: tuple[int, int, int], report: Report
+) -> tuple[data.Source, int]:
+    """The images of a split, and how many of them are taken."""
+    source = data.load(images_of.name, **{**images_of.arguments(), "split": split}, say=report.say)
+    if source.image_shape != image_shape:
+        raise ValueError(f"the images of {split} have shape {source.image_shape}, the network's {image_shape}")
+    count = len(source) if num_images is None else num_images
+    if not 1 <= count <= len(source):
+        raise ValueError(f"num_images must lie in [1, {len(source)}], the images of {split!r}, got {count}")
+    return source, count
 
 
 def _called(images_of: DataConfig, trained: Trained) -> str:
