@@ -52,7 +52,7 @@ def save_npz(path: Path, pictures: np.ndarray, labels: np.ndarray | None = None)
         arrays["arr_1"] = np.asarray(labels, np.int64)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
+        np.savez_compressed(file, **arrays)
 
 
 def save_folder(path: Path, pictures: np.ndarray) -> None:

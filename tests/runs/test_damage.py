@@ -140,7 +140,8 @@ def test_a_hundred_damaged_checkpoints(good, tmp_path):
     assert {"seal.json", "_CHECKPOINT_METADATA", "params/_METADATA", "opt_state/d", "params/manifest.ocdbt"} < set(
         names
     )
-    pairs = [(name, HARMS[(i + j) % len(HARMS)]) for j in range(3) for i, name in enumerate(names)]
+    rounds = range(-(-100 // len(names)))
+    pairs = [(name, HARMS[(i + j) % len(HARMS)]) for j in rounds for i, name in enumerate(names)]
     assert len(pairs) >= 100 and {name for name, _ in pairs} == set(names)
     for case, (name, harm) in enumerate(pairs):
         workdir = tmp_path / str(case) / "run"

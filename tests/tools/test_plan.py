@@ -157,10 +157,10 @@ def test_the_command_keeps_what_it_has_when_a_later_compilation_fails(tmp_path, 
     planned = lambda: [(p["program"], p["topology"]) for p in json.loads(path.read_text())["plans"]]
     fails = "v4:2x2x1"
     with pytest.raises(ChildProcessError):
-        command.run(command.PlanArguments(TINY, names, json=path), said.append)
+        command.run(command.PlanArguments(TINY, topology=names, json=path), said.append)
     assert planned() == [("train", "v5e:2x2"), ("train", "v5e:4x8")]
     fails = None
-    command.run(command.PlanArguments(TINY, names, json=path), said.append)
+    command.run(command.PlanArguments(TINY, topology=names, json=path), said.append)
     # The sampler runs on one chip, so a chip is enough, whatever slices it is in.
     assert [p for p in planned() if p[0] == "sampler"] == [("sampler", "v5e:2x2"), ("sampler", "v4:2x2x1")]
     assert [p for p in planned() if p[0] == "train"] == [("train", name) for name in names]
