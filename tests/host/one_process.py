@@ -6,14 +6,13 @@ Trains a task of tests.runs.test_checkpoint.TASKS as tests.host.test_processes.C
 
 import functools
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
 
 from ddpm_jax import build, cli
-from ddpm_jax.cli import train
 from ddpm_jax.train import loop
-from tests.host import test_processes
 from tests.runs.test_checkpoint import TASKS
 
 workdir, task, record, coordinator, n, i, *options = sys.argv[1:]
@@ -37,10 +36,10 @@ def recorded(make):
 
 if record != "-":
     build.make_objective = recorded(build.make_objective)
-train.Config = lambda: test_processes.CONFIG
 loop.fit = functools.partial(loop.fit, make_task=TASKS[task])
 several = [] if n == "1" else ["--coordinator", coordinator, "--num-processes", n, "--process-id", i]
-cli.main(["train", "--workdir", workdir, *several, *options])
+experiment = Path(__file__).with_name("experiment.py")
+cli.main(["train", str(experiment), "--workdir", workdir, *several, *options])
 if record != "-":
     jax.effects_barrier()
     x_0, t, eps = (np.stack(values) for values in zip(*examples, strict=True))

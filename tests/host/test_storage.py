@@ -258,7 +258,7 @@ def test_a_run_on_a_disk_that_fails_now_and_then(cheap, tmp_path, at_once, monke
         reads.append(Fails(source.take, OSError(errno.EIO, "batch"), OSError(errno.ETIMEDOUT, "batch")))
         return dataclasses.replace(source, take=reads[-1])
 
-    monkeypatch.setattr(loop, "data", SimpleNamespace(load=flaky_load, batch=data.batch, prefetch=data.prefetch))
+    monkeypatch.setattr(loop, "data", SimpleNamespace(**vars(data) | {"load": flaky_load}))
     seals, seal = [], checkpoint.seal
 
     def flaky_seal(directory):

@@ -84,7 +84,8 @@ def test_bfloat16_is_close_to_float32(superres):
     apply = jax.jit(Glide(*low).apply)
     output = apply({"params": superres.params}, nhwc(superres.arrays["in.x"]), t, **conditioning(superres.arrays))
     assert output.dtype == jnp.float32
-    assert 1e-3 < relative_rms(output, nhwc(superres.arrays["out.sample"])) < 2e-2
+    # One rounding is 2^-8 = 0.004. The compilers of jaxlib 0.10.2 and 0.10.0 round differently: 0.0191 and 0.0209.
+    assert 1e-3 < relative_rms(output, nhwc(superres.arrays["out.sample"])) < 2.5e-2
 
 
 def test_there_and_back(network):
