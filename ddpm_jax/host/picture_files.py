@@ -47,12 +47,12 @@ def save_npz(path: Path, pictures: np.ndarray, labels: np.ndarray | None = None)
 
     ADM's evaluator (guided-diffusion/evaluations) reads arr_0 and nothing else.
     """
-    arrays = {"images": pictures, "arr_0": pictures}
-    if labels is not None:
-        arrays["arr_1"] = np.asarray(labels, np.int64)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
-        np.savez_compressed(file, **arrays)
+        if labels is None:
+            np.savez_compressed(file, images=pictures, arr_0=pictures)
+        else:
+            np.savez_compressed(file, images=pictures, arr_0=pictures, arr_1=np.asarray(labels, np.int64))
 
 
 def save_folder(path: Path, pictures: np.ndarray) -> None:
