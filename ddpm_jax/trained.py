@@ -100,6 +100,16 @@ class Trained:
         return self.reading.process_variance
 
     @property
+    def clip(self) -> float | None:
+        """x_0 is clipped to [-clip, clip] at each step of a sampler; None for no clipping."""
+        return self.reading.clip
+
+    @property
+    def time_scale(self) -> float:
+        """The network is told time_scale times the timestep of the schedule."""
+        return self.reading.time_scale
+
+    @property
     def conditions(self) -> Conditions:
         """What it needs beside x_t and t."""
         model = self.model

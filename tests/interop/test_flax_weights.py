@@ -151,6 +151,7 @@ def test_the_same_as_a_folder_of_pytorch(name, tmp_path):
         same_tree(other.params, ours.params)
         same_tree(other.first_stage.params, ours.first_stage.params)
         assert other.reading == ours.reading
+        assert (other.clip, other.time_scale) == (ours.reading.clip, ours.reading.time_scale)
         same_tree(other.default_sampler(7).table, ours.default_sampler(7).table)
     np.testing.assert_array_equal(*outputs(ours, name, theirs.params, ours.params))
 
