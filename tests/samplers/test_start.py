@@ -27,7 +27,7 @@ def begun(name):
 
 
 @pytest.mark.parametrize("name", ONE_STEP)
-def test_the_rest_of_a_run_bit_for_bit(name):
+def test_the_rest_of_a_run_bit_for_bit(name, optimized):
     """Run to the step and begin there, with the same key: noise is that of the rows of the whole table."""
     table, denoise = begun(name), samplers.denoiser(network)
     x_0, xs = samplers.trajectory(denoise, make_table(name, SCHEDULE, STEPS), KEY, SHAPE)
