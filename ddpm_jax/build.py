@@ -28,10 +28,14 @@ def make_model(config: Config, image_shape: tuple[int, int, int]) -> nn.Module:
     Raises:
       ValueError: settings that do not fit each other or the images.
     """
-    out_channels = make_reading(config.objective).channels(image_shape[-1])
-    model = config.model.resolved(image_shape).network(out_channels)
+    model = _network(config, image_shape)
     params_template(model, image_shape)
     return model
+
+
+def _network(config: Config, image_shape: tuple[int, int, int]) -> nn.Module:
+    out_channels = make_reading(config.objective).channels(image_shape[-1])
+    return config.model.resolved(image_shape).network(out_channels)
 
 
 def params_template(model: nn.Module, image_shape: tuple[int, int, int]) -> Any:
@@ -68,7 +72,7 @@ def build(config: Config, image_shape: tuple[int, int, int]) -> Built:
       ValueError: unknown names; settings that do not fit each other or the images.
     """
     config = resolved(config, image_shape)
-    model = make_model(config, image_shape)
+    model = _network(config, image_shape)
     return Built(
         config,
         image_shape,
