@@ -1,5 +1,6 @@
 """What the settings of a network say beside their values, and what of images they have in common."""
 
+import abc
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Self
 
@@ -15,7 +16,7 @@ ATTENDED = 16 * 16
 
 
 @dataclass(frozen=True)
-class Network(Tagged):
+class Network(Tagged, abc.ABC):
     """The settings of one kind of network, whose name is the tag; those that are None follow from the images.
 
     Their defaults are the network's own where both have one.
@@ -28,21 +29,21 @@ class Network(Tagged):
     def section(cls) -> str:
         return "model"
 
+    @abc.abstractmethod
     def network(self, out_channels: int) -> Any:
         """The network with these settings, resolved before, and so many channels in its output."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def following(self, image_shape: Shape) -> dict[str, Any]:
         """What settings that are None are, for images [H, W, C] and beside those that are given."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def learning_rate(self, image_shape: Shape) -> float:
         """The rate it is trained at where none is given."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def attends_among(self, image_shape: Shape) -> tuple[str, int, int]:
         """Which part of it has to attend to how many places, in height and width, whatever its settings allow."""
-        raise NotImplementedError
 
     def resolved(self, image_shape: Shape) -> Self:
         """These settings without None that follows from images [H, W, C]; what is given stays."""
