@@ -47,6 +47,13 @@ def optimized():
 
 
 @pytest.fixture
+def optax_promotes():
+    """optax multiplies its int32 count by floats, which strict promotion forbids."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture
 def x64():
     """Run one test in float64."""
     with jax.enable_x64(True):

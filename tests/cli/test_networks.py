@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import numpy as np
 import pytest
 
@@ -22,11 +21,7 @@ COMMON = (
 REFUSED = {"dit": "diffusers has no DiT without classes", "uvit": "diffusers has no class for a UViT"}
 
 
-@pytest.fixture(autouse=True)
-def optax_promotes():
-    """optax multiplies its int32 count by floats, which this suite's strict promotion forbids."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("optax_promotes")
 
 
 @pytest.mark.parametrize("name", sorted(set(NETWORKS) - {"unet"}))

@@ -33,11 +33,7 @@ EDM = {"objective.loss": "edm", "objective.sigma_data": 0.5}
 X, NOISE_LEVEL = np.linspace(-2, 2, 64, dtype=np.float32).reshape(1, 8, 8, 1), Row(5.0, 0.8, 0.6, 0.0, 0.0, None)
 
 
-@pytest.fixture(autouse=True)
-def optax_promotes():
-    """optax multiplies its int32 count by floats, which this suite's strict promotion forbids."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("optax_promotes")
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import math
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,12 +9,7 @@ import pytest
 from ddpm_jax.config.run import OptimizerConfig
 from ddpm_jax.train import state
 
-
-@pytest.fixture(autouse=True)
-def optax_promotes():
-    """optax multiplies its int32 count by floats, which this suite's strict promotion forbids."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("optax_promotes")
 
 
 def rates(steps, **settings):

@@ -22,11 +22,7 @@ from tests.runs.small import small_run
 FILES = {"sums.npz", "summary.json", "vlb.csv", "vlb.png", "rate_distortion.csv", "rate_distortion.png"}
 
 
-@pytest.fixture(autouse=True)
-def optax_promotes():
-    """optax multiplies its int32 count by floats, which this suite's strict promotion forbids."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("optax_promotes")
 
 
 class Silent:

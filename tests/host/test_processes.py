@@ -44,11 +44,7 @@ ITEMS = ("params", "ema_params", "opt_state")
 ROOT = Path(__file__).parent.parent.parent
 
 
-@pytest.fixture(autouse=True)
-def optax_promotes():
-    """optax multiplies its int32 count by floats, which this suite's strict promotion forbids."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("optax_promotes")
 
 
 def launch(workdir, num_processes, num_devices, *options, record=False, task="diffusion"):

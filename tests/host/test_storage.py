@@ -23,9 +23,11 @@ from ddpm_jax.runs import checkpoint, environment
 from ddpm_jax.train import loop, metrics
 from tests.runs import test_checkpoint
 from tests.runs.test_checkpoint import TASKS, assert_same_leaves, fit
-from tests.runs.test_checkpoint_guards import EXPERIMENT, REPOSITORY, cheap, held, named, optax_promotes, whole
+from tests.runs.test_checkpoint_guards import EXPERIMENT, REPOSITORY, cheap, held, named, whole
 
-__all__ = ["cheap", "optax_promotes", "whole"]  # fixtures
+pytestmark = pytest.mark.usefixtures("optax_promotes")
+
+__all__ = ["cheap", "whole"]  # fixtures
 
 
 # ------------------------------------------------------------------------------------------------- disks that fail

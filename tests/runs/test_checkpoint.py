@@ -45,11 +45,7 @@ CONFIG = Config(
 )
 
 
-@pytest.fixture(autouse=True)
-def optax_promotes():
-    """optax multiplies its int32 count by floats, which this suite's strict promotion forbids."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("optax_promotes")
 
 
 class Notes:

@@ -28,15 +28,9 @@ from tests.train.test_step import CONFIG as ADAM
 from tests.train.test_step import HYBRID, SHORT, Small, diffusion, reader
 
 REPOSITORY = Path(__file__).parent.parent.parent
-pytestmark = pytest.mark.slow  # they need a whole run, and restore it or go on from it
+# they need a whole run, and restore it or go on from it
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("optax_promotes")]
 EXPERIMENT = "from tests.runs.test_checkpoint import CONFIG as config\n"
-
-
-@pytest.fixture(autouse=True)
-def optax_promotes():
-    """optax multiplies its int32 count by floats, which this suite's strict promotion forbids."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -160,11 +160,7 @@ def changed(part, **values):
     return dataclasses.replace(RUN, **{part: dataclasses.replace(getattr(RUN, part), **values)})
 
 
-@pytest.fixture(autouse=True)
-def optax_promotes():
-    """optax multiplies its int32 count by floats, which this suite's strict promotion forbids."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("optax_promotes")
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,7 @@ from tests.train.test_step import BATCH, HYBRID, SHORT, Small, diffusion, every_
 INDICES = jnp.arange(8, dtype=jnp.uint32)
 
 
-@pytest.fixture(autouse=True)
-def optax_promotes():
-    """optax multiplies its int32 count by floats, which this suite's strict promotion forbids."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("optax_promotes")
 
 
 @pytest.fixture(scope="module")

@@ -17,11 +17,7 @@ ADAM = OptimizerConfig(learning_rate=5e-3, warmup_steps=5, decay_steps=None)
 ON_MESH = {"data": 2, "fsdp": 2}
 
 
-@pytest.fixture(autouse=True)
-def optax_promotes():
-    """optax multiplies its int32 count by floats, which this suite's strict promotion forbids."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("optax_promotes")
 
 
 class OneBlock(nn.Module):

@@ -17,11 +17,7 @@ from tests.train.test_step import CONFIG, Small, diffusion, reader
 AVERAGES = ema.Averages((0.5, 0.9), (0.05, 0.1, 0.2))
 
 
-@pytest.fixture(autouse=True)
-def optax_promotes():
-    """optax multiplies its int32 count by floats, which this suite's strict promotion forbids."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("optax_promotes")
 
 
 def averages_of(path, averages):

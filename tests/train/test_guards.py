@@ -34,11 +34,7 @@ from tests.train.test_step import BATCH, IMPORTANCE, KEY, SHORT, diffusion, read
 NAN, INF = float("nan"), float("inf")
 
 
-@pytest.fixture(autouse=True)
-def optax_promotes():
-    """optax multiplies its int32 count by floats, which this suite's strict promotion forbids."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("optax_promotes")
 
 
 class Fragile(nn.Module):

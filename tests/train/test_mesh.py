@@ -39,11 +39,7 @@ MESHES = [{"data": 4}, {"data": 2, "fsdp": 2}, {"fsdp": 4}]
 SGD = optax.chain(optax.clip_by_global_norm(0.1), optax.sgd(0.5, momentum=0.9))
 
 
-@pytest.fixture(autouse=True)
-def optax_promotes():
-    """optax multiplies its int32 count by floats, which this suite's strict promotion forbids."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("optax_promotes")
 
 
 def prepare(trained, sizes, accumulate=1):

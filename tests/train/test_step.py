@@ -34,11 +34,7 @@ def small_unet(**options):
     return UNet(8, (1,), num_res_blocks=1, attention_resolutions=(), out_channels=1, num_groups=4, **options)
 
 
-@pytest.fixture(autouse=True)
-def optax_promotes():
-    """optax multiplies its int32 count by floats, which this suite's strict promotion forbids."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("optax_promotes")
 
 
 class Small(nn.Module):

@@ -19,11 +19,7 @@ from tests.train.test_step import BATCH, Small, every_task, has_learned, reader
 BATCHES = [np.roll(BATCH, i, axis=0) for i in range(6)]
 
 
-@pytest.fixture(autouse=True)
-def optax_promotes():
-    """optax multiplies its int32 count by floats, which this suite's strict promotion forbids."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("optax_promotes")
 
 
 def run(train_step, train_state, batches, lengths):
