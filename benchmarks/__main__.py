@@ -1,6 +1,7 @@
 """python -m benchmarks [PART ...], from a checkout: measurements whose figures are in docs/bench.md and cpu_speed.md.
 
-The options, the files and the page are those of `ddpm-jax bench`. conv.py and gpu.sh are scripts of their own.
+The options, the files and the page are those of `ddpm-jax bench`. conv.py, features.py, memory.py and gpu.sh are
+scripts of their own.
 """
 
 from ddpm_jax.tools.bench.command import Part, main

@@ -25,7 +25,7 @@ def ours(request: dict[str, Any], folder: Path, *, cached: bool) -> None:
         jax.config.update("jax_enable_compilation_cache", False)
     from flax import traverse_util
 
-    from ddpm_jax import samplers
+    from ddpm_jax import keys, samplers
     from ddpm_jax.models import bind
     from ddpm_jax.tools.bench.networks import NETWORKS
     from ddpm_jax.tools.bench.sampling import ddim
@@ -42,7 +42,7 @@ def ours(request: dict[str, Any], folder: Path, *, cached: bool) -> None:
     def draw(params: Any, key: jax.Array) -> jax.Array:
         return samplers.sample(make_denoise(bind(model, params)), table, key, shape)
 
-    np.asarray(draw(params, jax.random.key(0)))
+    np.asarray(draw(params, keys.make(0)))
 
 
 def theirs(request: dict[str, Any], folder: Path, *, compiled: bool) -> None:

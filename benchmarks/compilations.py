@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax import monitoring
 
-from ddpm_jax import samplers, schedules
+from ddpm_jax import keys, samplers, schedules
 from ddpm_jax.models import bind
 from ddpm_jax.samplers.catalogue import make_table
 from ddpm_jax.tools.bench import theirs, torch_forms
@@ -55,7 +55,7 @@ def measure(settings: Settings, say: Say) -> list[Block]:
     on_device = jax.device_put(params)
     make_denoise = lambda params: samplers.denoiser(bind(settings.ours.model, params))
     runner = samplers.Runner(make_denoise, shape, max(table.num_calls for table in tables))
-    key = jax.random.key(0)
+    key = keys.make(0)
     jax.block_until_ready((on_device, key))
 
     def jitted(table: samplers.Table) -> Any:

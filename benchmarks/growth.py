@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax import samplers, schedules
+from ddpm_jax import keys, samplers, schedules
 from ddpm_jax.models import bind
 from ddpm_jax.samplers.catalogue import make_table
 from ddpm_jax.tools.bench.blocks import Block, Curves, Facts, Missing
@@ -39,7 +39,7 @@ def measure(settings: Settings, say: Say) -> list[Block]:
 def steps(settings: Settings, params: Any) -> list[Block]:
     """DDIM of 10 to 1000 steps, batch and network as asked for: a scan keeps one image whatever their number."""
     shape = (settings.batch, *settings.ours.image_shape)
-    key, schedule = jax.random.key(0), schedules.linear(1000)
+    key, schedule = keys.make(0), schedules.linear(1000)
     programs = {}
     for n in STEPS:
         table = make_table("ddim", schedule, n)

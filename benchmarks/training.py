@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax import build, data
+from ddpm_jax import build, data, keys
 from ddpm_jax.config.run import ObjectiveConfig, OptimizerConfig, ScheduleConfig
 from ddpm_jax.data.records import from_arrays
 from ddpm_jax.models import bind
@@ -51,7 +51,7 @@ def our_job(settings: Settings, params: Any, batch: np.ndarray, devices: Sequenc
         build.make_objective(objective, schedule),
         build.make_timestep_sampler(objective, schedule),
         state.make_optimizer(RECIPE),
-        jax.random.key(0),
+        keys.make(0),
         settings.ours.image_shape,
     )
     train_step = step.make_train_step(diffusion, ema_decay=RECIPE.ema_decay, devices=devices)

@@ -5,6 +5,7 @@
            and at t = 0 the decoder's -log p(x_0 | x_1)
   hybrid   simple + vlb_weight vlb, where vlb teaches the variance alone
   edm      the weighted error of a network preconditioned as in EDM
+  classification   -log p(y | x_t, t), nats, of a classifier of noisy images
 A whole bound is the sum of vlb over t plus prior_bits_per_dim. Weights of t multiply the result: weightings.py.
 """
 
@@ -36,6 +37,13 @@ class HybridTerms(NamedTuple):
     total: jax.Array
     simple: jax.Array
     vlb: jax.Array
+
+
+class Classified(NamedTuple):
+    """-log p(y | x_t, t) in nats, and whether no class is likelier than y, 1 or 0; [B] float32 each."""
+
+    loss: jax.Array
+    correct: jax.Array
 
 
 def mean_over_pixels(x: jax.Array) -> jax.Array:
@@ -263,6 +271,35 @@ def edm_target(
     """(sigma x_0 / sigma_data - sigma_data alpha eps) / std: what F returns if it knows x_0 and eps, see `edm`."""
     alpha, sigma, std = _levels(schedule, x_0, t, sigma_data)
     return (sigma / sigma_data * x_0 - sigma_data * alpha * eps) / std
+
+
+def classification(
+    model_fn: ModelFn, schedule: Schedule, x_0: jax.Array, t: jax.Array, eps: jax.Array, y: jax.Array
+) -> Classified:
+    """L = -log p(y | x_t, t),  x_t = sqrt(ac_t) x_0 + sqrt(1 - ac_t) eps.
+
+    Source: Dhariwal & Nichol 2021 (arXiv:2105.05233), section 4.
+
+    Args:
+      model_fn: model_fn(x_t [B, ...], t [B] float32) -> logits [B, K]; told schedule.timesteps[t].
+      y: [B] int in [0, K), the classes.
+      The others as `simple`.
+
+    Raises:
+      ValueError: shapes or dtypes of x_0 and eps differ; y or what the network returns is of another shape.
+    """
+    x_t = process.q_sample(schedule, x_0, t, eps)
+    logits = model_fn(x_t, schedule.timesteps[t].astype(jnp.float32))
+    if y.shape != t.shape or logits.ndim != 2 or len(logits) != len(y):
+        raise ValueError(
+            f"y must be [B] and logits [B, K] with B = {len(t)}, got {list(y.shape)}, {list(logits.shape)}"
+        )
+    return Classified(-log_probs(logits, y), (jnp.argmax(logits, axis=1) == y).astype(jnp.float32))
+
+
+def log_probs(logits: jax.Array, y: jax.Array) -> jax.Array:
+    """log softmax(logits_b)[y_b], in nats, [B]; NaN for a y that is none of the classes."""
+    return jnp.take_along_axis(jax.nn.log_softmax(logits), y[:, None], axis=1)[:, 0]
 
 
 def _levels(

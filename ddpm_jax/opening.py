@@ -1,5 +1,7 @@
 """Open what was trained: the directory of a run of ours, or what `interop.load` reads."""
 
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +10,11 @@ import jax
 from ddpm_jax import build, interop
 from ddpm_jax.config.run import DataConfig, to_dict
 from ddpm_jax.host.storage import Say
-from ddpm_jax.runs import checkpoint, posthoc
+from ddpm_jax.models import Classifier
+from ddpm_jax.noisy_classifier import NoisyClassifier
+from ddpm_jax.runs import checkpoint, first_stage_file, posthoc
 from ddpm_jax.samplers.configs.reading import read_json
-from ddpm_jax.trained import Trained
+from ddpm_jax.trained import FirstStage, Trained, check_finite, checksum
 
 
 def open(place: str | Path, say: Say, average: posthoc.Average = posthoc.OWN, config: Path | None = None) -> Trained:
@@ -24,8 +28,8 @@ def open(place: str | Path, say: Say, average: posthoc.Average = posthoc.OWN, co
 
     Raises:
       FileNotFoundError: nothing there, or a part of it is missing, such as a checkpoint.
-      ValueError: files that are damaged or none of these; an average it cannot give; an average is chosen, and this is
-        no run; a config is given, and this is one.
+      ValueError: files that are damaged or none of these; weights that are not finite; an average it cannot give; an
+        average is chosen, and this is no run; a config is given, and this is one.
       ImportError: as interop.load.
     """
     run = checkpoint.find_run(Path(place))
@@ -39,7 +43,27 @@ def open(place: str | Path, say: Say, average: posthoc.Average = posthoc.OWN, co
     return of_run(Path(place), run, say, average)
 
 
-def of_run(workdir: Path, info: checkpoint.RunInfo, say: Say, average: posthoc.Average = posthoc.OWN) -> Trained:
+def open_to_read(place: str | Path, say: Say) -> Trained:
+    """As `open`, also of RUN/checkpoints/STEP: for uses that leave nothing at the place.
+
+    Raises:
+      FileNotFoundError, ValueError, ImportError: as `open`.
+    """
+    path = Path(place)
+    if path.name.isdecimal() and path.parent.name == "checkpoints":
+        workdir = path.parent.parent
+        if (run := checkpoint.find_run(workdir)) is not None:
+            return of_run(workdir, run, say, step=int(path.name))
+    return open(place, say)
+
+
+def of_run(
+    workdir: Path,
+    info: checkpoint.RunInfo,
+    say: Say,
+    average: posthoc.Average = posthoc.OWN,
+    step: int | None = None,
+) -> Trained:
     """The averaged parameters of a run's newest intact checkpoint, or another average of them, see `posthoc.averaged`.
 
     Args:
@@ -47,18 +71,51 @@ def of_run(workdir: Path, info: checkpoint.RunInfo, say: Say, average: posthoc.A
       info: what its config.json says.
       say: is told of damaged files.
       average: which.
+      step: of which checkpoint; the newest by default. Only with the run's own average.
 
     Raises:
       FileNotFoundError: no checkpoint.
-      ValueError: a damaged run, or an average it cannot give.
+      ValueError: a damaged run, an average it cannot give, or one that is not finite; a run of a classifier.
     """
-    built = build.build(info.config, info.image_shape)
-    params, step = posthoc.averaged(workdir, info, built.params, say, average)
+    if info.config.task == "classifier":
+        raise ValueError(
+            f"{workdir} is a run of --task classifier, which draws nothing: it guides a diffusion model, see "
+            "ddpm_jax.opening.classifier"
+        )
+    if info.config.task == "autoencoder":
+        raise ValueError(
+            f"{workdir} is a run of --task autoencoder, which draws nothing: it makes latents of images and images of "
+            "latents, see ddpm_jax.opening.first_stage"
+        )
+    built = build.build(info.config, info.image_shape, info.classes)
+    if step is None:
+        params, step = posthoc.averaged(workdir, info, built.params, say, average)
+    elif average != posthoc.OWN:
+        raise ValueError(f"ema_decay and ema_sigma choose among the averages of a run's end, got checkpoint {step}")
+    else:
+        params = posthoc.of_checkpoint(workdir, step, built.params)
+    trained = as_trained(built, jax.device_get(params), step, info.classes)
+    try:
+        trained.check_finite()
+    except ValueError as error:
+        raise ValueError(f"{workdir}, step {step}: {error}") from None
+    return trained
+
+
+def as_trained(built: build.Built, params: Any, step: int, classes: tuple[str, ...] | None) -> Trained:
+    """The network of a run with some of its parameters, or with their shapes only, for what is given others.
+
+    Args:
+      built: of the run's configuration.
+      params: of its network.
+      step: after which these are.
+      classes: the names of the classes of its data, where they have some.
+    """
     return Trained(
         origin=f"a run of ddpm-jax, {step} steps",
         config=to_dict(built.config.model),
         model=built.model,
-        params=jax.device_get(params),
+        params=params,
         schedule=built.schedule,
         reading=built.reading,
         image_shape=built.image_shape,
@@ -66,7 +123,93 @@ def of_run(workdir: Path, info: checkpoint.RunInfo, say: Say, average: posthoc.A
         num_steps=built.config.sample.num_steps,
         run=built.config,
         step=step,
+        condition=built.condition,
+        classes=classes,
     )
+
+
+def classifier(
+    place: str | Path,
+    config: Mapping[str, Any] | None = None,
+    *,
+    average: posthoc.Average = posthoc.OWN,
+    say: Say = warnings.warn,
+) -> NoisyClassifier:
+    """A classifier of noisy images, ready to guide.
+
+    Args:
+      place: the directory of a run of --task classifier, or a file of OpenAI's as of `interop.load_classifier`.
+      config: what a file does not say, as of `interop.load_classifier`; of no run.
+      average: which, of a run.
+      say: is told of damaged files of a run.
+
+    Raises:
+      FileNotFoundError: nothing there, or no checkpoint.
+      ValueError: a run of another task; a damaged one; weights that are not finite; otherwise as `open`.
+      ImportError: as interop.load.
+    """
+    run = checkpoint.find_run(Path(place))
+    if run is None:
+        if average != posthoc.OWN:
+            raise ValueError(f"average chooses among the averages of a run, got {place}, which is no run")
+        return interop.load_classifier(place, config)
+    if config is not None:
+        raise ValueError(f"config says what files of other projects do not say, and {place} is a run")
+    if run.config.task != "classifier":
+        raise ValueError(f"{place} is a run of --task {run.config.task}, which classifies nothing")
+    model = build.make_model(run.config, run.image_shape, run.classes)
+    assert isinstance(model, Classifier)
+    params, step = posthoc.averaged(Path(place), run, build.params_template(model, run.image_shape), say, average)
+    found = NoisyClassifier(
+        origin=f"a run of ddpm-jax, {step} steps",
+        config=to_dict(run.config.model),
+        model=model,
+        params=jax.device_get(params),
+        schedule=build.make_schedule(run.config.schedule),
+        image_shape=run.image_shape,
+        run=run.config,
+        step=step,
+        classes=run.classes,
+    )
+    try:
+        found.check_finite()
+    except ValueError as error:
+        raise ValueError(f"{place}, step {step}: {error}") from None
+    return found
+
+
+def first_stage(place: str | Path, *, average: posthoc.Average = posthoc.OWN, say: Say = warnings.warn) -> FirstStage:
+    """A trained autoencoder, ready to encode and decode; its scale is 1 / standard deviation of its latents.
+
+    Args:
+      place: the directory of a run of --task autoencoder that is trained to its end.
+      average: which; the scale is measured with the run's own.
+      say: is told of damaged files.
+
+    Raises:
+      FileNotFoundError: no run, no checkpoint, or one that is not trained to its end.
+      ValueError: a run of another task; a damaged one; weights that are not finite, or not those of the scale.
+    """
+    run = checkpoint.find_run(Path(place))
+    if run is None:
+        raise FileNotFoundError(f"no run at {place}")
+    if run.config.task != "autoencoder":
+        raise ValueError(f"{place} is a run of --task {run.config.task}, which encodes nothing")
+    facts = first_stage_file.read(Path(place))
+    model, _, _ = build.make_autoencoder(run.config, run.image_shape)
+    template = build.first_stage_template(run.config, run.image_shape)
+    found, step = posthoc.averaged(Path(place), run, template, say, average)
+    params = jax.device_get(found)["autoencoder"]
+    try:
+        check_finite({"params": params})
+    except ValueError as error:
+        raise ValueError(f"{place}, step {step}: {error}") from None
+    if average == posthoc.OWN and (weights := checksum(params)) != facts.weights:
+        raise ValueError(
+            f"{place} holds the scale of other weights ({facts.weights}, step {step} has {weights}): train it to its "
+            "end again"
+        )
+    return FirstStage(model, params, facts.scale)
 
 
 def data_of(place: str | Path, trained: Trained, **told: Any) -> DataConfig:

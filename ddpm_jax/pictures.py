@@ -4,21 +4,21 @@ Image i of a seed is drawn with the same noise whatever the number of images and
 """
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ddpm_jax import guidance, images, samplers
-from ddpm_jax.config.fields import at_least
+from ddpm_jax import images, keys, samplers
+from ddpm_jax.config.fields import at_least, check_batch_size
 from ddpm_jax.config.run import MOST_SEED
 from ddpm_jax.distil import files as learned_files
+from ddpm_jax.guided import Guidance, denoise_of, parameters
 from ddpm_jax.host.storage import Say
-from ddpm_jax.process import ModelFn
 from ddpm_jax.samplers.catalogue import make_table, make_table_at, other_variance
 from ddpm_jax.samplers.configs.common import Preset
 from ddpm_jax.trained import Trained
@@ -42,18 +42,19 @@ def preset(
       num_steps: how many steps, unless there are timesteps; None for the network's number, or as many as a file has.
       grid: where; None for the sampler's own grid.
       timesteps: or exactly where.
-      say: is told if the sampler has another variance than the network was trained for.
+      say: is told if the sampler has another variance than the network was trained for, or was learned on another one.
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: unknown names; both grid and timesteps; either with diffusers' own sampler or a file; a number of
-        steps that the sampler has not; a file of another noise schedule.
+      ValueError: unknown names; timesteps beside a grid or a number of steps; either with diffusers' own sampler or a
+        file; a number of steps that the sampler has not; a file of another noise schedule.
     """
+    for name, value in (("--grid", grid), ("--num-steps", num_steps)):
+        if value is not None and timesteps is not None:
+            raise ValueError(f"give either {name} or --timesteps, got {value!r} and {list(timesteps)}")
     if sampler is not None and learned_files.is_file(sampler):
-        return Preset(_learned(trained, Path(sampler), num_steps, grid, timesteps), trained.denoiser)
+        return Preset(_learned(trained, Path(sampler), num_steps, grid, timesteps, say), trained.denoiser)
     num_steps = trained.num_steps if num_steps is None else num_steps
-    if grid is not None and timesteps is not None:
-        raise ValueError(f"give either grid or timesteps, got {grid!r} and {list(timesteps)}")
     if sampler is None and trained.scheduler_config is not None:
         if grid is not None or timesteps is not None:
             given = f"grid {grid!r}" if grid is not None else f"timesteps {list(timesteps or ())}"
@@ -75,6 +76,7 @@ def _learned(
     num_steps: int | None,
     grid: str | None,
     timesteps: Sequence[int] | None,
+    say: Say,
 ) -> samplers.Table:
     learned = learned_files.load(path)
     for name, value in (("grid", grid), ("timesteps", timesteps)):
@@ -83,48 +85,93 @@ def _learned(
     if num_steps not in (None, len(learned.calls)):
         raise ValueError(f"num_steps of {path} is {len(learned.calls)}, got {num_steps}")
     learned_files.check_schedule(learned, trained.schedule)
+    if (other := learned_files.other_network(learned, trained)) is not None:
+        say(f"{path} was learned on another network: {other}; how well it does here is not known")
     return learned.table()
 
 
 @dataclass(frozen=True)
 class Labels:
-    """Image i is of class i mod num_classes, or all are of one; no class where num_classes is None."""
+    """Image i is of class chosen[i mod k], or of one of these at random; of all classes where none is chosen; of none
+    where num_classes is None."""
 
     num_classes: int | None
     null: int | None  # the label that stands for no class
-    one: int | None = None
-    guidance_scale: float | None = None
+    chosen: tuple[int, ...] = ()
+    guidance: Guidance | None = None
+    at_random: int | None = None  # the seed of these classes; None for in turn
 
     def of(self, first: int, n: int) -> np.ndarray | None:
         """[n] int32 for the images first, first + 1, ..."""
         if self.num_classes is None:
             return None
-        index = first + np.arange(n)
-        return np.asarray(index % self.num_classes if self.one is None else np.full(n, self.one), np.int32)
+        allowed = np.asarray(self.chosen or range(self.num_classes), np.int32)
+        if self.at_random is None:
+            return allowed[(first + np.arange(n)) % len(allowed)]
+        key = jax.random.fold_in(keys.make(self.at_random), OF_LABELS)
+        drawn = jax.vmap(lambda key: jax.random.randint(key, (), 0, len(allowed)))(keys.example_keys(key, first, n))
+        return allowed[np.asarray(drawn)]
+
+    @property
+    def described(self) -> str:
+        """In words."""
+        if self.num_classes is None:
+            return "none"
+        if len(self.chosen) == 1:
+            return f"class {self.chosen[0]}"
+        which = f"classes {', '.join(map(str, self.chosen))}" if self.chosen else "all classes"
+        return f"{which}, each as often (in turn)" if self.at_random is None else f"{which}, each at random"
 
 
-def labels(trained: Trained, label: int | None, guidance_scale: float | None) -> Labels:
+OF_LABELS = 2**32 - 1
+"""Folded into the key of a seed: the number of no image."""
+
+
+def labels(
+    trained: Trained, chosen: Sequence[int] = (), guided: Guidance | None = None, at_random: int | None = None
+) -> Labels:
     """Which labels the images get.
 
     Args:
       trained: the network.
-      label: of all images; None for each class in turn.
-      guidance_scale: of classifier-free guidance, u + scale (c - u).
+      chosen: in turn; each class in turn where there are none.
+      guided: how; None for no guidance.
+      at_random: the seed with which image i's is drawn, one as likely as another; None for in turn.
 
     Raises:
-      ValueError: a label for a network without classes, or none of its classes; guidance without a label that stands
-        for no class.
+      ValueError: labels for a network without classes, or none of its classes; guidance without a label that stands
+        for no class, or with numbers out of range.
     """
     num_classes, null = trained.conditions.num_classes, trained.conditions.null_label
-    if label is not None and (num_classes is None or not 0 <= label < num_classes):
-        allowed = "has no classes" if num_classes is None else f"has the labels 0 .. {num_classes - 1}"
-        raise ValueError(f"the network {allowed}, got label {label}")
-    if guidance_scale is not None and null is None:
-        raise ValueError(f"the network has no label that stands for no class, got guidance_scale {guidance_scale}")
-    return Labels(num_classes, null, label, guidance_scale)
+    for label in chosen:
+        if num_classes is None or not 0 <= label < num_classes:
+            allowed = "has no classes" if num_classes is None else f"has the labels 0 .. {num_classes - 1}"
+            raise ValueError(f"the network {allowed}, got label {label}")
+    if at_random is not None and num_classes is None:
+        raise ValueError("--random-labels is for networks with classes, and this one has none")
+    if guided is not None:
+        guided.check(trained)
+    return Labels(num_classes, null, tuple(chosen), guided, at_random)
 
 
 # ---------------------------------------------------------------------------------------------------------- drawing
+
+
+def check_numbers(trained: Trained, num_images: int, batch_size: int, seed: int) -> None:
+    """Raises ValueError where one of them is out of range, of images at once also where XLA would end the process."""
+    at_least("num_images", num_images)
+    at_least("batch_size", batch_size)
+    check_batch_size("batch_size", min(batch_size, num_images), trained.image_shape)
+    at_least("seed", seed, 0, most=MOST_SEED)
+
+
+class Drawn(NamedTuple):
+    """A batch."""
+
+    pictures: np.ndarray
+    """uint8 [B, H, W, C]; NaN and -infinity are black, infinity is white."""
+    not_finite: list[int]
+    """The numbers, counted over all batches, of images with NaN or infinity."""
 
 
 def pictures(
@@ -134,36 +181,118 @@ def pictures(
 
     Raises:
       ValueError: num_images, batch_size or seed out of range.
+      FloatingPointError: an image that is not finite.
     """
-    at_least("num_images", num_images)
-    at_least("batch_size", batch_size)
-    at_least("seed", seed, 0, most=MOST_SEED)
-    return _pictures(trained, drawn_with, labels, num_images, min(batch_size, num_images), seed)
+    return (finite(batch).pictures for batch in batches(trained, drawn_with, labels, num_images, batch_size, seed))
 
 
-def _pictures(
-    trained: Trained, drawn_with: Preset, labels: Labels, num_images: int, batch_size: int, seed: int
-) -> Iterator[np.ndarray]:
-    shape = (batch_size, *trained.image_shape)
-    table, denoiser = drawn_with
-    first_stage = trained.first_stage
+def batches(
+    trained: Trained,
+    drawn_with: Preset,
+    labels: Labels,
+    num_images: int,
+    batch_size: int,
+    seed: int,
+    first: int = 0,
+    devices: Sequence[jax.Device] | None = None,
+) -> Iterator[Drawn]:
+    """num_images images, batch after batch, without those before `first`: a multiple of batch_size.
 
-    @jax.jit
-    def draw(params: Any, decoder_params: Any, first_index: jax.Array, y: jax.Array | None) -> jax.Array:
-        model_fn = trained.model_fn(params) if y is None else _guided(trained, params, y, labels)
-        x_0 = samplers.sample(denoiser(model_fn), table, jax.random.key(seed), shape, first_index=first_index)
+    On several devices these are batches of batch_size on each, side by side: the same bits on any number of devices.
+
+    Raises:
+      ValueError: num_images, batch_size or seed out of range.
+    """
+    check_numbers(trained, num_images, batch_size, seed)
+    if first >= num_images:
+        return iter(())
+    batch_size = min(batch_size, num_images)
+    devices = (jax.devices()[:1] if devices is None else devices)[: -(-(num_images - first) // batch_size)]
+    program = Program(trained, drawn_with, labels, batch_size, seed, devices)
+    return program.batches(weights_of(trained, labels), first, num_images)
+
+
+def finite(drawn: Drawn, hint: str = "; --allow-non-finite keeps such images") -> Drawn:
+    """The batch.
+
+    Args:
+      drawn: the batch.
+      hint: what an error ends with.
+
+    Raises:
+      FloatingPointError: an image in it is not finite.
+    """
+    if drawn.not_finite:
+        count, size = len(drawn.not_finite), len(drawn.pictures)
+        raise FloatingPointError(
+            f"{count} of {size} images have NaN or infinity, first image {drawn.not_finite[0]}: the sampler diverges, "
+            f"or numbers in the network overflow{hint}"
+        )
+    return drawn
+
+
+Weights = Any
+"""Parameters of the networks that draw, and of the decoder of latents."""
+
+
+def weights_of(trained: Trained, labels: Labels, params: Any = None) -> Weights:
+    """What a Program draws with: these parameters of the network, or its own."""
+    trained = trained if params is None else replace(trained, params=params)
+    return parameters(trained, labels.guidance), trained.first_stage and trained.first_stage.params
+
+
+class Program:
+    """Draws batches, a batch on each device side by side, with any weights; compiled once.
+
+    Args:
+      trained: the network.
+      drawn_with: its sampler.
+      labels: what the images are told.
+      batch_size: on each device.
+      seed: of all randomness.
+      devices: of this process.
+    """
+
+    def __init__(
+        self,
+        trained: Trained,
+        drawn_with: Preset,
+        labels: Labels,
+        batch_size: int,
+        seed: int,
+        devices: Sequence[jax.Device],
+    ):
+        self._labels, self._batch_size = labels, batch_size
+        self._mesh = Mesh(np.array(devices), ("batch",))
+        draw = _draw(trained, drawn_with, labels.guidance, (batch_size, *trained.image_shape), seed)
+        whole, parts = PartitionSpec(), PartitionSpec("batch")
+        specs = {"in_specs": (whole, parts, parts), "out_specs": parts}
+        # Not vma: what samplers begin with is the same on all devices, and what they go on with is not.
+        self._draw = jax.jit(jax.shard_map(draw, mesh=self._mesh, **specs, check_vma=False))
+
+    def batches(self, weights: Weights, first: int, stop: int) -> Iterator[Drawn]:
+        """The images first, ..., stop - 1; `first` is a multiple of batch_size."""
+        weights = jax.device_put(weights, NamedSharding(self._mesh, PartitionSpec()))
+        at_once = self._batch_size * self._mesh.size
+        for begin in range(first, stop, at_once):
+            begins = (begin + self._batch_size * np.arange(self._mesh.size)).astype(np.uint32)
+            x_0 = np.asarray(self._draw(weights, begins, self._labels.of(begin, at_once)))[: stop - begin]
+            yield Drawn(images.to_uint8(x_0), (images.not_finite(x_0) + begin).tolist())
+
+
+def _draw(
+    trained: Trained, drawn_with: Preset, guided: Guidance | None, shape: tuple[int, ...], seed: int
+) -> Callable[[Weights, jax.Array, jax.Array | None], jax.Array]:
+    """draw(weights, number of the first image [1], labels [B]) -> images [B, H, W, C] in [-1, 1]."""
+    table, first_stage = drawn_with.table, trained.first_stage
+    if guided is not None:
+        table = guided.on(table, trained.schedule.num_timesteps)
+
+    def draw(weights: Weights, first_index: jax.Array, y: jax.Array | None) -> jax.Array:
+        params, decoder_params = weights
+        told = {} if y is None else {"y": y}
+        denoise = denoise_of(trained, guided, params, told, drawn_with.denoiser)
+        x_0 = samplers.sample(denoise, table, keys.make(seed), shape, first_index=first_index[0])
         return x_0 if first_stage is None else replace(first_stage, params=decoder_params).decode(x_0)
 
-    params = jax.device_put((trained.params, first_stage and first_stage.params))
-    for first in range(0, num_images, batch_size):
-        x_0 = draw(*params, np.uint32(first), labels.of(first, batch_size))
-        yield images.to_uint8(x_0)[: num_images - first]
-
-
-def _guided(trained: Trained, params: Any, y: jax.Array, labels: Labels) -> ModelFn:
-    conditional = trained.model_fn(params, y=y)
-    if labels.guidance_scale is None:
-        return conditional
-    assert labels.null is not None
-    unconditional = trained.model_fn(params, y=jnp.full_like(y, labels.null))
-    return guidance.classifier_free(conditional, unconditional, scale=labels.guidance_scale)
+    return draw

@@ -3,16 +3,23 @@
 A run of ours and a checkpoint of another project are the same thing here; `opening.open` gives it for either.
 """
 
-from collections.abc import Mapping
+import inspect
+import zlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
+from ddpm_jax.conditions import ClassLabel, Condition, parts
+from ddpm_jax.config.fields import check_image_shape
 from ddpm_jax.config.run import Config
+from ddpm_jax.keys import example_keys, normals
 from ddpm_jax.models import DiT, UNet, UViT, bind
+from ddpm_jax.models.autoencoder import DiagonalGaussian
 from ddpm_jax.process import LEARNED, ModelFn, VarianceType
 from ddpm_jax.reading import Reading, ReadingPrediction
 from ddpm_jax.samplers import Denoise, from_diffusers_config
@@ -20,6 +27,34 @@ from ddpm_jax.samplers.catalogue import make_table
 from ddpm_jax.samplers.configs import CLASSES
 from ddpm_jax.samplers.configs.common import Preset
 from ddpm_jax.schedules import Schedule
+
+
+def checksum(arrays: Any) -> str:
+    """CRC-32 of the numbers in a tree of arrays, in hexadecimal digits."""
+    found = 0
+    for leaf in jax.tree.leaves(arrays):
+        found = zlib.crc32(np.ascontiguousarray(leaf).data, found)
+    return f"{found:08x}"
+
+
+def check_finite(parts: Mapping[str, Any]) -> None:
+    """Whether all numbers in trees of arrays, by name, are finite.
+
+    Raises:
+      ValueError: some are NaN or infinite; says how many, and where.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(parts)
+    bad = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): (count, leaf.size)
+        for path, leaf in leaves
+        if (count := leaf.size - int(np.count_nonzero(np.isfinite(leaf))))
+    }
+    if bad:
+        first, (count, size) = next(iter(bad.items()))
+        raise ValueError(
+            f"weights must be finite, but NaN or infinity is in {len(bad)} of {len(leaves)} arrays: {count} of the "
+            f"{size} numbers of {first}" + (", ..." if len(bad) > 1 else "")
+        )
 
 
 @dataclass(frozen=True)
@@ -32,6 +67,22 @@ class FirstStage:
     model: nn.Module
     params: Any
     scale: float
+
+    def encode(self, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """[B, h, w, C] latents times scale of images [B, H, W, 3] in [-1, 1]: what a latent diffusion model diffuses.
+
+        Args:
+          images: H and W divisible by the autoencoder's factor.
+          key: of a draw from each image's posterior, by a key of its own; None for the mode. Of an autoencoder with a
+            codebook the latents are those before quantization, which is the decoder's.
+        """
+        found = self.model.apply({"params": self.params}, images, method="encode")
+        if isinstance(found, DiagonalGaussian):
+            if key is None:
+                return found.mode() * self.scale
+            return found.sample(normals(example_keys(key, 0, len(images)), found.mean.shape[1:])) * self.scale
+        assert isinstance(found, jax.Array)
+        return found * self.scale
 
     def decode(self, z: jax.Array) -> jax.Array:
         """[B, H, W, 3] images in [-1, 1] from latents z [B, h, w, C]."""
@@ -73,6 +124,8 @@ class Trained:
       first_stage: the autoencoder, if it denoises latents.
       run: the configuration of a run of ours; None of what another project trained.
       step: of the run's training that the parameters are from.
+      condition: what a run's network is told; of what another project trained, the network says what it takes.
+      classes: the names of its classes, where they are known.
     """
 
     origin: str
@@ -88,6 +141,11 @@ class Trained:
     first_stage: FirstStage | None = None
     run: Config | None = None
     step: int | None = None
+    condition: Condition | None = None
+    classes: tuple[str, ...] | None = None
+
+    def __post_init__(self):
+        check_image_shape("sample_size, image_size or input_size", self.image_shape)
 
     @property
     def prediction(self) -> ReadingPrediction:
@@ -114,7 +172,7 @@ class Trained:
         """What it needs beside x_t and t."""
         model = self.model
         if not isinstance(model, UNet | DiT | UViT):
-            return Conditions(others=(f"what a {type(model).__name__} is told",))
+            return Conditions(others=_required(model))
         others = []
         if isinstance(model, UNet):
             if model.transformer_depth:
@@ -124,11 +182,28 @@ class Trained:
             if self.params["conv_in"]["kernel"].shape[2] != self.image_shape[-1]:
                 others.append("images beside the noisy one (low_res= or concat=)")
         null = model.num_classes if isinstance(model, DiT) and model.null_label else None
+        for label in (part for part in parts(self.condition) if isinstance(part, ClassLabel)):
+            return Conditions(label.num_classes, label.num_classes if label.null_label else None, tuple(others))
         return Conditions(model.num_classes, null, tuple(others))
 
     def model_fn(self, params: Any = None, **conditioning: Any) -> ModelFn:
         """model_fn(x_t, t), told the times of the schedule, with these parameters: by default the ones it came with."""
         return self.reading.model_fn(bind(self.model, self.params if params is None else params, **conditioning))
+
+    def network(self, params: Any = None) -> Callable[[jax.Array, jax.Array, Mapping[str, Any]], jax.Array]:
+        """(x_t, t, what it is told) -> its output, as `guidance.asked` asks it; told the times of the schedule."""
+        return lambda x_t, t, told: self.model_fn(params, **told)(x_t, t)
+
+    def told_nothing(self, told: Mapping[str, Any]) -> dict[str, Any]:
+        """What it is told in the place of a class: the null label; all else that it is told stays.
+
+        Raises:
+          ValueError: it has no null label.
+        """
+        null = self.conditions.null_label
+        if null is None:
+            raise ValueError("the network has no label that stands for no class")
+        return {**told, "y": jnp.full_like(told["y"], null)}
 
     def denoiser(self, model_fn: ModelFn) -> Denoise:
         """What samplers call: any of them then clips or thresholds as the own one does."""
@@ -149,6 +224,19 @@ class Trained:
         preset = from_diffusers_config(config, num_steps)
         return preset._replace(denoiser=lambda model_fn: preset.denoiser(_prediction_of(model_fn)))
 
+    @property
+    def weights(self) -> str:
+        """The checksum of all parameters: what tells two networks of the same kind apart."""
+        return checksum((self.params, self.first_stage and self.first_stage.params))
+
+    def check_finite(self) -> None:
+        """Whether all parameters are numbers: others make black pictures.
+
+        Raises:
+          ValueError: some are NaN or infinite; says how many, and where.
+        """
+        check_finite({"params": self.params, "first_stage": self.first_stage and self.first_stage.params})
+
     def check_conditions(self, use: str, *, labels: bool = False) -> None:
         """Whether it needs nothing beside x_t and t, or at most a label.
 
@@ -167,6 +255,13 @@ class Trained:
                 f"this network needs {' and '.join(needs)}, which {use} does not give: in Python, "
                 "ddpm_jax.opening.open(...).model_fn takes it"
             )
+
+
+def _required(model: nn.Module) -> tuple[str, ...]:
+    """What a network has to be told beside x_t and t, by name, such as a Glide's "tokens="."""
+    told = [*inspect.signature(type(model).__call__).parameters.values()][3:]  # after self, x_t and t
+    named = [each for each in told if each.kind is not inspect.Parameter.VAR_KEYWORD]
+    return tuple(f"{each.name}=" for each in named if each.default is inspect.Parameter.empty)
 
 
 def _reads_variance(scheduler_config: Mapping[str, Any]) -> bool:

@@ -24,19 +24,10 @@ import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_predict
-from sklearn.neighbors import NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-
-def two_sample_accuracy(a: np.ndarray, b: np.ndarray) -> float:
-    """Share of points in a and b (of equal number) whose nearest other point is of their own kind."""
-    points = np.concatenate([a, b])
-    kind = np.arange(len(points)) < len(a)
-    nearest = NearestNeighbors(n_neighbors=2).fit(points).kneighbors(points, return_distance=False)
-    # A point is its own neighbour, but not always the first: a sample may equal a real digit.
-    other = np.where(nearest[:, 0] == np.arange(len(points)), nearest[:, 1], nearest[:, 0])
-    return float(np.mean(kind[other] == kind))
+from ddpm_jax.evaluate.samples import two_sample
 
 
 def main(path: str) -> None:
@@ -47,9 +38,9 @@ def main(path: str) -> None:
     real = real / 16.0
     n = min(len(samples), len(real))
     chosen = np.random.default_rng(0).permutation(len(real))[:n]
-    accuracy = two_sample_accuracy(samples[:n], real[chosen])
+    accuracy, error = two_sample.accuracy(samples[:n], real[chosen])
     print(f"{n} samples, {n} real digits")
-    print(f"1-nearest-neighbour two-sample accuracy: {accuracy:.3f} (0.5 is perfect)")
+    print(f"1-nearest-neighbour two-sample accuracy: {accuracy:.3f} (standard error {error:.3f}; 0.5 is perfect)")
     judge = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     held_out = np.asarray(cross_val_predict(judge, real, labels, cv=5, method="predict_proba"))
     found = judge.fit(real, labels).predict_proba(samples)

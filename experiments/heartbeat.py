@@ -30,7 +30,7 @@ import optax
 import tyro
 from flax import linen as nn
 
-from ddpm_jax import schedules
+from ddpm_jax import keys, schedules
 from ddpm_jax.models import bind
 from ddpm_jax.models.embeddings import timestep_embedding
 from ddpm_jax.process import ModelFn
@@ -95,7 +95,7 @@ def fit(settings: Settings, schedule: Schedule) -> ModelFn:
     model = MLP(settings.hidden, settings.num_timesteps)
     x_0 = jnp.asarray(np.resize(DATA, (settings.batch_size, LENGTH)))
     optimizer = optax.adam(optax.cosine_decay_schedule(settings.learning_rate, settings.num_steps))
-    key_init, key_steps = jax.random.split(jax.random.key(settings.seed))
+    key_init, key_steps = jax.random.split(keys.make(settings.seed))
 
     def loss(params: Any, key: jax.Array) -> jax.Array:
         key_order, key_t, key_u = jax.random.split(key, 3)
@@ -168,7 +168,7 @@ def picture(samples: np.ndarray, terms: dict[str, np.ndarray], schedule: Schedul
     num_timesteps, rows = schedule.num_timesteps, 25
     times = [0, num_timesteps // 4, num_timesteps // 2, num_timesteps]
     by_phase = np.argsort(samples[-1, :rows, :PERIOD].argmax(axis=1), kind="stable")
-    noised = forward(schedule, jax.random.key(0), np.repeat(DATA, rows // PERIOD, axis=0), times)
+    noised = forward(schedule, keys.make(0), np.repeat(DATA, rows // PERIOD, axis=0), times)
     denoised = [samples[num_timesteps - time, by_phase] for time in times]
     figure = plt.figure(figsize=(13, 5.6), layout="constrained")
     left, right = cast(Any, figure.subfigures(1, 2, width_ratios=(2.1, 1)))
@@ -197,7 +197,7 @@ def main(settings: Settings) -> dict[str, tuple[float, float]]:
     """Train, measure, draw; returns the bounds it prints."""
     schedule = schedules.jsd(settings.num_timesteps)
     model_fn = fit(settings, schedule)
-    key_draws, key_samples = jax.random.split(jax.random.key(settings.seed + 1))
+    key_draws, key_samples = jax.random.split(keys.make(settings.seed + 1))
     networks = {"this network": model_fn, "perfect network": perfect(schedule)}
     terms = {name: draw_terms(f, schedule, key_draws, settings.num_draws) for name, f in networks.items()}
     shape = settings.num_samples, LENGTH

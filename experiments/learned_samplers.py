@@ -25,11 +25,12 @@ from ddpm_jax.distil import files
 from ddpm_jax.distil.command import TEACHER, TEACHER_GRID, network_of
 from ddpm_jax.distil.fit import Errors, Network, Pairs, draw, errors_of, pair_key
 from ddpm_jax.distil.start import HandMade, hand_made, ranked
+from ddpm_jax.evaluate.samples import frechet
 from ddpm_jax.host.storage import write_atomically
 from ddpm_jax.samplers import Table
 from ddpm_jax.samplers.catalogue import make_table
 from ddpm_jax.schedules import Schedule
-from ddpm_jax.tools.bench import frechet
+from ddpm_jax.tools.bench import components
 from ddpm_jax.tools.bench.solvers import SAMPLES, real_images
 
 SEED, PAIRS, BATCH, TEACHER_STEPS = 12345, 128, 64, 100
@@ -62,11 +63,12 @@ def main(run: str, out: str, *names: str) -> None:
     teacher = make_table(TEACHER, source.schedule, TEACHER_STEPS, TEACHER_GRID)
     pairs = Pairs(key, 0, draw(network, teacher, key, 0, PAIRS, BATCH))
     real = real_images(opening.data_of(run, source))
-    axes = frechet.projection(real)
+    axes = components.projection(real)
+    reference = components.gaussian(real, axes)
 
     def distance(table: Table) -> float:
         drawn = images.to_uint8(draw(network, table, key, SAMPLES_FROM, SAMPLES, BATCH))
-        return frechet.distance(frechet.flat(drawn) @ axes, frechet.flat(real) @ axes)
+        return frechet.distance(components.gaussian(drawn, axes), reference)
 
     twice = make_table(TEACHER, source.schedule, 2 * TEACHER_STEPS, TEACHER_GRID)
     exactness = errors_of(network, twice, pairs, BATCH)._asdict()

@@ -32,7 +32,7 @@ import tyro
 from flax import linen as nn
 from scipy.special import logsumexp
 
-from ddpm_jax import process, schedules
+from ddpm_jax import keys, process, schedules
 from ddpm_jax.models import bind
 from ddpm_jax.process import ModelFn
 from ddpm_jax.schedules import Schedule
@@ -192,7 +192,7 @@ def fit(settings: Settings, schedule: Schedule) -> ModelFn:
     """The network that maximizes K: minimizes (T - 1) E_t [term], t uniform in 1 .. T - 1; one scan."""
     model = MLP(settings.hidden, settings.num_timesteps)
     optimizer = optax.adam(optax.cosine_decay_schedule(settings.learning_rate, settings.num_steps))
-    key_init, key_steps = jax.random.split(jax.random.key(settings.seed))
+    key_init, key_steps = jax.random.split(keys.make(settings.seed))
 
     def loss(params: Any, key: jax.Array) -> jax.Array:
         key_x, key_t, key_eps = jax.random.split(key, 3)
@@ -240,8 +240,8 @@ def picture(
     num_timesteps, num = schedule.num_timesteps, samples.shape[1]
     times = [round(num_timesteps * fraction) for fraction in (0, 0.35, 0.5, 0.65, 1)]
     figure, grid = plt.subplots(3, len(times), figsize=(13, 7.9), layout="constrained")
-    x_0, theta = draw_x_0(jax.random.key(0), num)
-    eps = jax.random.normal(jax.random.key(1), x_0.shape)
+    x_0, theta = draw_x_0(keys.make(0), num)
+    eps = jax.random.normal(keys.make(1), x_0.shape)
     dots: Any = {"s": 3, "cmap": "turbo", "vmin": THETA[0], "vmax": THETA[1], "linewidths": 0, "alpha": 0.8}
     for column, time in enumerate(times):
         x_t = process.q_sample(schedule, x_0, jnp.full(num, time - 1), eps) if time else x_0
@@ -279,7 +279,7 @@ def main(settings: Settings) -> dict[str, tuple[float, float]]:
     """Train, measure, draw; returns the bounds it prints."""
     schedule = make_schedule(settings)
     model_fn = fit(settings, schedule)
-    key_draws, key_samples = jax.random.split(jax.random.key(settings.seed + 1))
+    key_draws, key_samples = jax.random.split(keys.make(settings.seed + 1))
     networks = {"this network": model_fn, "perfect network": perfect(schedule)}
     terms = {name: draw_terms(f, schedule, key_draws, settings.num_draws) for name, f in networks.items()}
     run = jax.jit(lambda key: trajectory(model_fn, schedule, key, settings.num_samples))

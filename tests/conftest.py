@@ -5,10 +5,17 @@ import os
 # Tests of the sharded step need several devices; the flag must be set before JAX starts.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
 
+import functools
 import gc
 import importlib
+import itertools
+import signal
 import tempfile
 from pathlib import Path
+
+# A shell tells what it starts in the background to ignore Ctrl-C, and so would all that tests send it to.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Many tests start the same small run again, some of them in a process of their own: compile it once, and prepare the
 # digits once. The workers of xdist, and the processes that tests start, inherit the directory. TFDS reads its own when
@@ -29,6 +36,35 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 HERE = Path(__file__).parent
+
+
+NOT_EVERYWHERE = {"libraries", "torch", "diffusers"}
+"""Fixtures that skip where a library is absent."""
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--part",
+        metavar="K/N",
+        help="of the tests of one function with parameters every N-th from the K-th on, so that N runs on different "
+        "versions share them; all tests without parameters, and all that a missing library would skip",
+    )
+
+
+def pytest_collection_modifyitems(config, items):
+    if (part := config.getoption("--part")) is None:
+        return
+    k, n = map(int, part.split("/"))
+    assert 1 <= k <= n, f"--part must be K/N with 1 <= K <= N, got {part}"
+    kept, left = [], []
+    skipping = functools.cache(lambda path: "importorskip" in path.read_text())
+    for _, group in itertools.groupby(items, lambda item: item.nodeid.split("[")[0]):
+        tests = list(group)
+        whole = len(tests) == 1 or skipping(tests[0].path) or NOT_EVERYWHERE & set(tests[0].fixturenames)
+        for number, item in enumerate(tests):
+            (kept if whole or number % n == k - 1 else left).append(item)
+    items[:] = kept
+    config.hook.pytest_deselected(items=left)
 
 
 def pytest_collection_finish():

@@ -135,13 +135,18 @@ def gaussian_model(schedule, mean, variance, output="eps"):
 
 
 def trace(denoise, table, x_T, noise) -> np.ndarray:
-    """X after every row, [N, B, ...]: the loop of samplers.run unrolled in Python, one compiled step."""
-    one = jax.jit(lambda row, registers, z: step(denoise, row, registers, z))
+    """X after every row, [N, B, ...]: the loop of samplers.run unrolled in Python, one compiled step.
+
+    The denoiser's numbers are arguments of that program: networks that differ in them alone share what is compiled.
+    """
     table = jax.tree.map(lambda leaf: np.asarray(leaf, x_T.dtype), table)
     registers = (table.init * x_T, *[jnp.zeros_like(x_T)] * (table.rows.update.shape[1] - 1))
+    rows = [jax.tree.map(lambda leaf, k=k: leaf[k], table.rows) for k in range(table.num_calls)]
+    traced = jax.make_jaxpr(lambda *arguments: step(denoise, *arguments))(rows[0], registers, noise[0])
+    one = jax.jit(lambda numbers, *arguments: jax.core.eval_jaxpr(traced.jaxpr, numbers, *jax.tree.leaves(arguments)))
     result = []
-    for k in range(table.num_calls):
-        registers = one(jax.tree.map(lambda leaf, k=k: leaf[k], table.rows), registers, noise[k])
+    for row, z in zip(rows, noise, strict=False):  # there may be more noise than a shorter table takes
+        registers = tuple(one(traced.consts, row, registers, z))
         result.append(registers[0])
     return np.stack(result)
 

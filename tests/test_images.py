@@ -26,6 +26,12 @@ def test_grid_puts_every_image_in_its_place():
     assert (g[0] == 255).all() and (g[:, 0] == 255).all() and (g[4:6, 9:12] == 255).all()
 
 
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_what_a_picture_can_show_is_left_alone(channels):
+    x = np.arange(24 * channels, dtype=np.uint8).reshape(2, 3, 4, channels)
+    assert images.viewable(x) is x and images.shown_as(channels) is None
+
+
 def test_only_uint8_is_scaled():
     with pytest.raises(ValueError, match="images must be uint8, got float32"):
         images.to_float(np.zeros(3, np.float32))

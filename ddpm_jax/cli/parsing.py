@@ -16,6 +16,7 @@ import tyro
 
 from ddpm_jax.config.networks import NETWORKS
 from ddpm_jax.config.run import Config
+from ddpm_jax.config.tasks import TASKS
 from ddpm_jax.names import choose
 
 T = TypeVar("T")
@@ -57,25 +58,41 @@ def parse_run(arguments: Callable[..., T], argv: list[str], command: str) -> tup
     """
     path = Path(argv[0]) if argv and not argv[0].startswith("-") else None
     argv = argv if path is None else argv[1:]
+    argv = [CONDITION_NAMES + word.removeprefix(CONDITION) if is_condition(word) else word for word in argv]
     config = with_network(Config() if path is None else load_experiment(path), argv)
     default = arguments(config=config, model=config.model.name)
     return parse(type(default), argv, command, default), path
 
 
-MODEL = "--model"
+MODEL, TASK = "--model", "--task"
+CONDITION, CONDITION_NAMES = "--condition", "--condition.names"
+"""What is typed, and which option that is."""
+
+
+def is_condition(word: str) -> bool:
+    """Whether a word of the command line is --condition or --condition=NAME."""
+    return word == CONDITION or word.startswith(f"{CONDITION}=")
 
 
 def with_network(config: Config, argv: list[str]) -> Config:
-    """The configuration whose options a command line gives: with the network that `--model NAME` names, as that is by
-    default where it is another than the configuration's own.
+    """The configuration whose options a command line gives: with the task and the network that `--task NAME` and
+    `--model NAME` name, the network as it is by default where it is another than the configuration's own.
 
     Raises:
-      ValueError: an unknown network, or an option of another one; says which it has.
+      ValueError: an unknown task or network, or an option of another one; says which it has.
     """
-    given = [after for word, after in itertools.pairwise(argv) if word == MODEL]
-    given += [word.removeprefix(f"{MODEL}=") for word in argv if word.startswith(f"{MODEL}=")]
-    if given and given[-1] != config.model.name:
-        config = dataclasses.replace(config, model=choose(MODEL, given[-1], NETWORKS)())
+    task = _given(TASK, argv) or config.task
+    reads = choose(TASK, task, TASKS)
+    model = _given(MODEL, argv) or (config.model.name if task == config.task else reads.networks[0])
+    network = config.model if model == config.model.name else choose(MODEL, model, NETWORKS)()
+    if model not in reads.networks:
+        raise ValueError(f"{MODEL} {model} is no network of {TASK} {task} (known: {', '.join(reads.networks)})")
+    for word in argv:
+        option = word.partition("=")[0]
+        if option.startswith("--") and reads.leaves(option.removeprefix("--").replace("-", "_")):
+            typed = CONDITION if option == CONDITION_NAMES else option
+            raise ValueError(f"{typed} is no setting of {TASK} {task}")
+    config = dataclasses.replace(config, task=task, model=network)
     names = [item.name for item in dataclasses.fields(config.model)]
     for word in argv:
         name = word.partition("=")[0].removeprefix(f"{MODEL}.")
@@ -83,6 +100,13 @@ def with_network(config: Config, argv: list[str]) -> Config:
             known = ", ".join(f"{MODEL}.{name}".replace("_", "-") for name in names)
             raise ValueError(f"{MODEL}.{name} is no setting of {MODEL} {config.model.name} (known: {known})")
     return config
+
+
+def _given(option: str, argv: list[str]) -> str | None:
+    """The last value of an option, of `--option VALUE` and `--option=VALUE`."""
+    given = [after for word, after in itertools.pairwise(argv) if word == option]
+    given += [word.removeprefix(f"{option}=") for word in argv if word.startswith(f"{option}=")]
+    return given[-1] if given else None
 
 
 # What a file of Python can end in by mistake.

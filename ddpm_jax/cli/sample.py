@@ -8,83 +8,79 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from ddpm_jax import opening, pictures
+from ddpm_jax import images, opening, pictures
+from ddpm_jax.cli import drawn
+from ddpm_jax.cli.made_with import made_with
 from ddpm_jax.cli.parsing import parse
 from ddpm_jax.distil import files as learned_files
-from ddpm_jax.host import picture_files
-from ddpm_jax.runs import posthoc
-from ddpm_jax.trained import Trained
+from ddpm_jax.host.picture_output import Drawing, Output
+from ddpm_jax.trained import Trained, checksum
 
 
-@dataclasses.dataclass(frozen=True)
-class SampleArguments:
-    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
-    """A run's directory; a folder or checkpoint of another project; or hf:OWNER/NAME."""
-    sampler: str | None = None
-    """One of those that `ddpm-jax samplers` lists, or a FILE.json of learn-sampler; by default the run's
-    sample.sampler, or the one that a folder came with."""
-    num_steps: int | None = None
-    """Steps, by default the run's sample.num_steps, or 50; `ddpm-jax samplers` says how many network calls they are."""
-    grid: str | None = None
-    """Where the steps are: one of the grids that `ddpm-jax samplers` lists; None is the sampler's own."""
-    timesteps: tuple[int, ...] | None = None
-    """Which of the training's timesteps to visit, instead of num_steps of them, such as those that nll finds."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SampleArguments(drawn.DrawArguments):
     num_images: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 64
-    seed: int = 0
-    """Image i of a seed begins with the same noise whatever num_images and batch_size are."""
-    batch_size: int = 64
-    """Images drawn at once."""
-    label: int | None = None
-    """The class of all images, where the network has classes; by default image i is of class i, counted around."""
-    guidance_scale: float | None = None
-    """Of classifier-free guidance u + scale (c - u), where the network has a label that stands for no class."""
-    ema_decay: float | None = None
-    """The decay of the average of a run's parameters: one that it keeps; optimizer.ema_decay by default."""
-    ema_sigma: float | None = None
-    """The width of a power function instead: any that its snapshots of optimizer.ema_sigmas give."""
-    config: Path | None = None
-    """FILE.json with what a network of another project does not say itself, as interop.load(config=) takes it."""
     out: str | None = None
     """A .png picture of all images side by side; .npz with uint8 images [N, H, W, C], also as ADM's arr_0 (labels:
-    arr_1); FOLDER/, new or empty, for numbered .png; by default a picture in the run's or the working directory."""
+    arr_1); FOLDER/, new or empty, for numbered .png; by default a picture in the run's or the working directory.
+    Nothing that is there is replaced; the same command goes on where one was stopped."""
+    allow_non_finite: bool = False
+    """Keep images with NaN or infinity, which are black or white, instead of ending with an error."""
 
 
 def sample(argv: list[str]) -> None:
     """Draw images from a run's averaged parameters, or from the weights of another project."""
     arguments = parse(SampleArguments, argv, "sample")
-    save = picture_files.saver(arguments.out) if arguments.out else None
-    average = posthoc.Average(arguments.ema_decay, arguments.ema_sigma)
-    trained = opening.open(arguments.source, print, average, arguments.config)
-    trained.check_conditions("the command line", labels=True)
-    if trained.run is None:
-        print(trained.origin)
-    spacing = arguments.num_steps, arguments.grid, arguments.timesteps
-    preset = pictures.preset(trained, arguments.sampler, *spacing, print)
-    labels = pictures.labels(trained, arguments.label, arguments.guidance_scale)
-    n = arguments.num_images
-    drawn = pictures.pictures(trained, preset, labels, n, arguments.batch_size, arguments.seed)
-    batches = []
-    with tqdm(total=n, unit="image") as bar:
-        for batch in drawn:
-            batches.append(batch)
-            bar.update(len(batch))
+    output = Output(arguments.out) if arguments.out else None
+    trained = drawn.opened(arguments, "the command line")
+    planes = images.shown_as(trained.image_shape[-1]) if trained.first_stage is None else None
+    if planes is not None and not (arguments.out or "").endswith(".npz"):
+        print(planes)
+    preset, labels = drawn.preset_and_labels(arguments, trained)
+    n, batch_size, seed = arguments.num_images, min(arguments.batch_size, arguments.num_images), arguments.seed
+    pictures.check_numbers(trained, n, batch_size, seed)
     home = Path() if trained.run is None else Path(arguments.source)
-    out = arguments.out or str(home / default_name(arguments, trained))
-    (save or picture_files.saver(out))(np.concatenate(batches), labels.of(0, n))
-    print(f"{n} images: {out}")
+    output = output or Output(str(home / default_name(arguments, trained)))
+    with output.alone(print):
+        drawing = Drawing(output, made_with(arguments, trained, preset.table, labels.guidance), n, batch_size)
+        if drawing.first:
+            print(f"going on after {min(drawing.first, n)} images in {output.parts}")
+        batches = pictures.batches(trained, preset, labels, n, batch_size, seed, drawing.first)
+        with tqdm(total=n, initial=drawing.first, unit="image") as bar:
+            for batch in batches if arguments.allow_non_finite else map(pictures.finite, batches):
+                drawing.add(*batch)
+                bar.update(len(batch.pictures))
+        drawing.finish(labels.of(0, n))
+    if drawing.not_finite:
+        print(f"{len(drawing.not_finite)} of {n} images have NaN or infinity, first image {drawing.not_finite[0]}")
+    print(f"{n} images: {arguments.out or output.path}")
 
 
 def default_name(arguments: SampleArguments, trained: Trained) -> str:
-    """The name of a picture by what it was drawn with; of no run, also from what."""
+    """The name of a picture by what it was drawn with and from: other options give other names."""
     chosen = arguments.timesteps
-    spacing = (arguments.num_steps or trained.num_steps) if chosen is None else f"{len(chosen)}chosen"
-    label = None if arguments.label is None else f"label{arguments.label}"
-    source = None if trained.run is not None else opening.name_of(arguments.source)
-    decay = None if arguments.ema_decay is None else f"decay{arguments.ema_decay}"
-    sigma = None if arguments.ema_sigma is None else f"sigma{arguments.ema_sigma}"
+    spacing = arguments.num_steps or trained.num_steps
+    if chosen is not None:
+        spacing = f"{len(chosen)}chosen{checksum(np.array(chosen))}"
     name = arguments.sampler or (trained.sampler if trained.scheduler_config is None else None)
     if name is not None and learned_files.is_file(name):
         name, spacing = Path(name).stem, None
-    which = [source, name, arguments.grid, spacing, label, decay, sigma]
-    parts = [*which, f"seed{arguments.seed}"]
+    source = f"step{trained.step}" if trained.run is not None else opening.name_of(arguments.source)
+    numbers = {
+        "label": arguments.label,
+        "labels": "-".join(map(str, arguments.labels)) or None,
+        "random": "-labels" if arguments.random_labels else None,
+        "guidance": arguments.guidance_scale,
+        "interval": arguments.guidance_interval and "-".join(f"{end:g}" for end in arguments.guidance_interval),
+        "rescale": arguments.guidance_rescale,
+        "method": None if arguments.guidance_method == "classifier-free" else arguments.guidance_method,
+        "numbers": "-".join(f"{name}{value:g}" for name, value in arguments.guidance_numbers.items()) or None,
+        "with": arguments.guidance_with and checksum(np.frombuffer(arguments.guidance_with.encode(), np.uint8)),
+        "decay": arguments.ema_decay,
+        "sigma": arguments.ema_sigma,
+        "n": arguments.num_images,
+        "seed": arguments.seed,
+    }
+    parts = [source, name, arguments.grid, spacing]
+    parts += [f"{name}{value}" for name, value in numbers.items() if value is not None]
     return "_".join(str(part) for part in parts if part is not None) + ".png"

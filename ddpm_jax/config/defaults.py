@@ -4,8 +4,8 @@ import math
 from dataclasses import replace
 
 from ddpm_jax.config.networks.network import ATTENDED, Shape
-from ddpm_jax.config.networks.unet import UNetConfig
 from ddpm_jax.config.run import Config
+from ddpm_jax.config.tasks import TASKS
 
 
 def resolved(config: Config, image_shape: Shape) -> Config:
@@ -13,13 +13,17 @@ def resolved(config: Config, image_shape: Shape) -> Config:
     optimizer = config.optimizer
     if optimizer.learning_rate is None:
         optimizer = replace(optimizer, learning_rate=config.model.learning_rate(image_shape))
-    return replace(config, model=config.model.resolved(image_shape), optimizer=optimizer)
+    model, condition = config.model.resolved(image_shape), config.condition.resolved()
+    adversary = config.adversary.resolved(config.train.num_steps, image_shape)
+    return replace(config, model=model, condition=condition, adversary=adversary, optimizer=optimizer)
 
 
 def described(config: Config, image_shape: Shape, num_parameters: int) -> str:
     """The network of a resolved configuration in one line, as the options that give it."""
     model, (height, width, channels) = config.model, image_shape
-    options = {} if isinstance(model, UNetConfig) else {"model": model.name}
+    options = {} if config.task == "diffusion" else {"task": config.task}
+    if model.name != TASKS[config.task].networks[0]:
+        options["model"] = model.name
     options |= {f"model.{name}".replace("_", "-"): _words(getattr(model, name)) for name in model.said}
     options["optimizer.learning-rate"] = _words(config.optimizer.learning_rate)
     said = " ".join(f"--{name} {value}".rstrip() for name, value in options.items())

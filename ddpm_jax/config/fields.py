@@ -6,6 +6,7 @@ tuple[X, Y, Z], dict[str, X], and dataclasses of such, or a union of some with t
 
 import dataclasses
 import functools
+import math
 import types
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -71,6 +72,35 @@ def at_least(name: str, value: float, least: int = 1, most: int = 2**31 - 1) -> 
         raise ValueError(f"{name} must be at least {least}, got {value}")
     if value > most:
         raise ValueError(f"{name} must be at most {most}, got {value}")
+
+
+MOST_PIXELS = 2**26
+"""Of an image: more are a mistake, of which XLA cannot count the products of attention, and ends the process."""
+MOST_NUMBERS = 2**31 - 1
+"""Of the images that are computed at once."""
+
+
+def check_image_shape(name: str, shape: tuple[int, int, int]) -> None:
+    """Whether [H, W, C] can be that of images.
+
+    Raises:
+      ValueError: it cannot.
+    """
+    height, width, channels = shape
+    if min(shape) < 1 or height * width > MOST_PIXELS or channels > 2**16:
+        raise ValueError(
+            f"{name} must be positive, with at most {MOST_PIXELS} pixels and {2**16} channels, "
+            f"got {height} x {width} x {channels}"
+        )
+
+
+def check_batch_size(name: str, batch_size: int, shape: tuple[int, int, int]) -> None:
+    """Whether so many images [H, W, C] can be computed at once, on any machine.
+
+    Raises:
+      ValueError: they cannot.
+    """
+    at_least(name, batch_size, most=MOST_NUMBERS // math.prod(shape))
 
 
 def in_unit_interval(name: str, value: float) -> None:

@@ -5,14 +5,20 @@ size of its images is None here, and config.defaults says it for every size.
 """
 
 import dataclasses
+import functools
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from ddpm_jax.config.averages import NARROWEST, WIDEST
+from ddpm_jax.config.condition import ConditionConfig
+from ddpm_jax.config.evaluate import EvaluateConfig
 from ddpm_jax.config.fields import FREE, LARGEST, Section, Tagged, at_least, in_unit_interval, plain, structure
+from ddpm_jax.config.first_stage import AdversaryConfig, ReconstructionConfig
+from ddpm_jax.config.networks import ClassifierConfig as ClassifierConfig
 from ddpm_jax.config.networks import DiTConfig as DiTConfig
 from ddpm_jax.config.networks import NetworkConfig, UNetConfig
 from ddpm_jax.config.networks import UViTConfig as UViTConfig
+from ddpm_jax.config.tasks import TASKS, TaskName
 from ddpm_jax.names import unknown
 from ddpm_jax.process import LEARNED, PredictionType, VarianceType
 
@@ -112,6 +118,11 @@ class ObjectiveConfig(Section):
         if self.weighting != "uniform" and self.loss != "simple":
             raise ValueError(
                 f"objective.weighting is for objective.loss 'simple', got {self.weighting!r} with {self.loss!r}"
+            )
+        if self.weighting_arguments and self.loss != "simple":
+            raise ValueError(
+                "objective.weighting_arguments are for objective.loss 'simple', "
+                f"got {self.weighting_arguments} with {self.loss!r}"
             )
 
 
@@ -282,22 +293,50 @@ class ParallelConfig(Section):
 class Config(Section):
     """One run."""
 
+    task: TaskName = "diffusion"
+    """What is trained: a diffusion model, a classifier of noisy images, which guides one, or an autoencoder, in whose
+    latents one can be trained."""
     data: DataConfig = DataConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     model: NetworkConfig = field(default_factory=UNetConfig)
+    condition: ConditionConfig = field(default_factory=ConditionConfig)
     objective: ObjectiveConfig = ObjectiveConfig()
+    reconstruction: ReconstructionConfig = field(default_factory=ReconstructionConfig)
+    adversary: AdversaryConfig = field(default_factory=AdversaryConfig)
     optimizer: OptimizerConfig = OptimizerConfig()
     sample: SampleConfig = field(default=SampleConfig(), metadata=FREE)
+    evaluate: EvaluateConfig = field(default=EvaluateConfig(), metadata=FREE)
     train: TrainConfig = TrainConfig()
     parallel: ParallelConfig = field(default=ParallelConfig(), metadata=FREE)
 
     def __post_init__(self):
         super().__post_init__()
+        self._check_task()
+        _multiple("evaluate.every", self.evaluate.every or 0, self.train.steps_per_call)
+        self.adversary.check_steps(self.train.num_steps)
         if self.train.average_every is not None and not self.optimizer.ema_sigmas:
             raise ValueError(
                 "train.average_every keeps the averages of optimizer.ema_sigmas: "
                 f"got {self.train.average_every} without any"
             )
+
+    def _check_task(self) -> None:
+        reads = TASKS[self.task]
+        if self.model.name not in reads.networks:
+            allowed = " or ".join(map(repr, reads.networks))
+            raise ValueError(f"model must be {allowed} for task {self.task!r}, got {self.model.name!r}")
+        default = _defaults()
+        for name, value in flatten(self).items():
+            if reads.leaves(name) and value != default[name]:
+                raise ValueError(f"{name} is no setting of task {self.task!r}, got {value!r}")
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    """A configuration where nothing is given, flat; made of its sections, because the whole asks for this."""
+    made = [(item.name, item.default if item.default_factory is dataclasses.MISSING else item.default_factory())
+            for item in dataclasses.fields(Config)]  # fmt: skip
+    return {name: value for section, own in made for name, value in _flat(section, own).items()}
 
 
 T = TypeVar("T")
@@ -324,12 +363,12 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """{"train.seed": 0, ...}: a value per leaf field."""
     flat = {}
     for item in dataclasses.fields(config):
-        value = getattr(config, item.name)
-        if dataclasses.is_dataclass(value):
-            flat |= flatten(value, f"{prefix}{item.name}.")
-        else:
-            flat[prefix + item.name] = value
+        flat |= _flat(prefix + item.name, getattr(config, item.name))
     return flat
+
+
+def _flat(name: str, value: Any) -> dict[str, Any]:
+    return flatten(value, f"{name}.") if dataclasses.is_dataclass(value) else {name: value}
 
 
 def differences(a: Any, b: Any, prefix: str = "") -> list[str]:

@@ -5,7 +5,7 @@ import tokenize
 import zipfile
 import zlib
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,12 +23,12 @@ from ddpm_jax.data.records import (
     texts,
     with_arrays,
 )
+from ddpm_jax.host import archives
 from ddpm_jax.names import unknown
 
 # What np.load ends in on bytes that are none of its: it checks some of what it reads, not all of it.
 UNREADABLE = (ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError, SyntaxError,
               TypeError, ValueError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error)  # fmt: skip
-HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 ADM, ADM_LABELS = "arr_0", "arr_1"
 """What guided-diffusion's sample scripts and its evaluator call images and labels, which NumPy calls the first and the
 second array without a name."""
@@ -152,6 +152,7 @@ def _arrays(path: Path, key: str | None, say: Say, only_images: bool) -> tuple[R
             raise ValueError(f"{error}{hint}") from None
         chosen = {IMAGE: name, **({} if only_images else _beside(path, held, name, say))}
         try:
+            archives.check(path, [f"{each}.npy" for each in chosen.values()])
             return {feature: np.asarray(content[each]) for feature, each in chosen.items()}, place
         except UNREADABLE as error:
             raise ValueError(f"cannot read {path} as a NumPy file: {', '.join(chosen.values())}: {error}") from error
@@ -214,16 +215,11 @@ def _headers(path: Path) -> dict[str, Held]:
         for name in archive.namelist():
             if name.endswith(".npy"):
                 with archive.open(name) as file:
-                    found[name.removesuffix(".npy")] = _header(file, archive.getinfo(name).CRC)
-    return {name: held for name, held in found.items() if held is not None}
-
-
-def _header(file: IO[bytes], checksum: int) -> Held | None:
-    try:
-        shape, _, dtype = HEADERS[np.lib.format.read_magic(file)](file)
-    except (KeyError, ValueError):
-        return None
-    return Held(dtype, shape, checksum)
+                    header = archives.npy_header(file)
+                if header is not None:
+                    checksum = archive.getinfo(name).CRC
+                    found[name.removesuffix(".npy")] = Held(header.dtype, header.shape, checksum)
+    return found
 
 
 def _chosen(path: Path, held: dict[str, Held], key: str | None, say: Say) -> str:

@@ -1,5 +1,6 @@
 """A folder of pictures as a `Source`."""
 
+import dataclasses
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -65,7 +66,9 @@ def open_folder(folder: Path, image_size: int | None, transparency: str | None, 
         return collect(_parallel(decode, indices), indices, shape, lambda i: files[i])
 
     said, classes = _said(folder, files, finder.metadata, way)
-    return with_arrays(of_images(str(folder), len(files), shape, images), said, classes)
+    source = of_images(str(folder), len(files), shape, images)
+    sizes = lambda: [(file.relative_to(folder).as_posix(), file.stat().st_size) for file in files]
+    return with_arrays(dataclasses.replace(source, files=sizes), said, classes)
 
 
 def _said(

@@ -107,7 +107,10 @@ def _csv(file: Any) -> Iterator[tuple[int, Any]]:
 def _jsonl(file: Any) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(file, start=1):
         if line.strip():
-            yield number, json.loads(line)
+            try:
+                yield number, json.loads(line.rstrip())
+            except json.JSONDecodeError as error:  # which counts from the line's own beginning
+                raise ValueError(f"line {number}, column {error.colno}: {error.msg}") from error
 
 
 def _column(lines: Sequence[Line], names: Sequence[str]) -> list[Any] | None:

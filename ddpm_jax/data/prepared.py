@@ -76,7 +76,8 @@ def open_tfds(
             record[CAPTION] = texts([caption(each) for each in found])
         return record
 
-    return Source(name, len(data), spec, take)
+    files = lambda: [(path.name, path.stat().length) for path in builder.info.splits[split].filepaths]
+    return Source(name, len(data), spec, take, files=files)
 
 
 def _classes(name: str, builder: Any) -> tuple[str, ...] | None:

@@ -6,8 +6,8 @@ and what the data has besides: `label`, int32 [n], and `caption`, Python strings
 Every reader (`folder`, `prepared`, `arrays`) turns a place into a `Source` of them.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,12 +53,16 @@ class Source:
       spec: what a record has, by name; always `image`.
       take: (int64 [n], names) -> the entries of these names, new arrays at each call, [n, ...] each. Called from
         several threads by `prefetch`.
+      arrays: those entries that lie in memory, whole, [N, ...]; not to be written into.
+      files: () -> name and size of each file that the others are read from; None where that is one, or none.
     """
 
     name: str
     num_examples: int
     spec: Mapping[str, Feature]
     take: Callable[[Indices, Sequence[str]], Record]
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+    files: Callable[[], Iterable[tuple[str, int]]] | None = None
 
     def __len__(self) -> int:
         return self.num_examples
@@ -132,7 +136,7 @@ def with_arrays(source: Source, arrays: Mapping[str, np.ndarray], classes: tuple
         taken = source.take(indices, [name for name in names if name in source.spec])
         return {name: arrays[name][indices] if name in arrays else taken[name] for name in names}
 
-    return Source(source.name, len(source), {**source.spec, **spec}, take)
+    return replace(source, spec={**source.spec, **spec}, take=take, arrays={**source.arrays, **arrays})
 
 
 def from_arrays(name: str, arrays: Mapping[str, np.ndarray], classes: tuple[str, ...] | None = None) -> Source:
@@ -149,6 +153,8 @@ def from_arrays(name: str, arrays: Mapping[str, np.ndarray], classes: tuple[str,
     images = arrays[IMAGE]
     # np.asarray: indexing a memory map would hand out another np.memmap.
     source = of_images(name, len(images), images.shape[1:], lambda indices: np.asarray(images[indices]))
+    if not isinstance(images, np.memmap):
+        source = replace(source, arrays={IMAGE: images})
     return with_arrays(source, {feature: array for feature, array in arrays.items() if feature != IMAGE}, classes)
 
 

@@ -9,6 +9,7 @@ from ddpm_jax.data.images import Say, check_order
 from ddpm_jax.data.labels import NONE, WAYS
 from ddpm_jax.data.prepared import DIGITS, declared_shape, known_names, open_tfds, splits_of_tfds
 from ddpm_jax.data.records import Progress, Source, in_memory
+from ddpm_jax.host.storage import require_file
 from ddpm_jax.names import choose
 
 ARRAY_ENDINGS = (".npy", ".npz")
@@ -70,6 +71,7 @@ def load(
         raise ValueError(f"{name} has no split {split!r}; a folder or an array file has only the split 'train'")
     if not path.exists():
         raise FileNotFoundError(f"no such file or folder: {path}")
+    require_file(path)
     if is_array:
         return in_memory(open_array(path, image_size, key, say, only_images=labels == NONE), progress)
     if not path.is_dir():

@@ -180,6 +180,7 @@ def _made(
             "source": _absolute(arguments.source),
             "origin": trained.origin,
             "step": trained.step,
+            "weights": trained.weights,
             "schedule": trained.scheduler_config if trained.run is None else asdict(trained.run.schedule),
             "prediction": trained.prediction,
         },

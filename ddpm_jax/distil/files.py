@@ -14,9 +14,10 @@ import numpy as np
 
 from ddpm_jax.config.fields import Section, structure
 from ddpm_jax.distil.family import times_of
-from ddpm_jax.host.storage import write_atomically
+from ddpm_jax.host.storage import make_directory, write_atomically
 from ddpm_jax.samplers import Row, Table
 from ddpm_jax.schedules import Schedule
+from ddpm_jax.trained import Trained
 
 FORMAT = "ddpm-jax learned sampler, version 1"
 TOLERANCE = 1e-2  # of log(sigma / alpha): far above rounding, far below the difference of two schedules
@@ -93,7 +94,7 @@ def save(path: Path, learned: Learned) -> None:
       FileExistsError: there is one.
     """
     refuse_existing(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(path.parent)
     content = {"format": FORMAT, "calls": [dataclasses.asdict(call) for call in learned.calls], "made": learned.made}
     write_atomically(path, json.dumps(content, indent=1) + "\n")
 
@@ -154,6 +155,21 @@ def check_schedule(learned: Learned, schedule: Schedule) -> None:
                 f"log(sigma / alpha) {log_ratio:.3f}, the network's schedule {there}; "
                 "learn one on this network"
             )
+
+
+def other_network(learned: Learned, trained: Trained) -> str | None:
+    """What a file says of the network that it was learned on, where that is another one than this; None: the same.
+
+    A file from before the weights were noted tells by origin and prediction.
+    """
+    said = learned.made.get("network")
+    if not isinstance(said, dict):
+        return "the file does not say which"
+    here = {"weights": trained.weights, "prediction": trained.prediction, "origin": trained.origin}
+    telling = ["weights"] if "weights" in said else ["prediction", "origin"]
+    if all(said.get(name) == here[name] for name in telling):
+        return None
+    return "; ".join(f"{name} {said.get(name)!r}, here {now!r}" for name, now in here.items() if said.get(name) != now)
 
 
 def retimed(learned: Learned, schedule: Schedule) -> Learned:

@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax import samplers
+from ddpm_jax import keys, samplers
 from ddpm_jax.distil.family import Numbers, Times, assignments_of, in_use, table_of
 from ddpm_jax.samplers import Denoise, Row, Table
 
@@ -90,7 +90,7 @@ class Fitted(NamedTuple):
 
 
 def pair_key(seed: int) -> jax.Array:
-    return jax.random.fold_in(jax.random.key(seed), PAIR_KEY)
+    return jax.random.fold_in(keys.make(seed), PAIR_KEY)
 
 
 def errors(mean_squares: np.ndarray) -> Errors:

@@ -56,3 +56,14 @@ class LearnBar(_Bar):
     def advance(self, by: int, said: str = "") -> None:
         self._bar.set_postfix_str(said, refresh=False)
         self._bar.update(by)
+
+
+class EvaluateBar(_Bar):
+    """One bar after another: the pictures, then those of the reference."""
+
+    def start(self, what: str, first_image: int, num_images: int) -> None:
+        self.close()
+        self._bar = tqdm(desc=what, total=num_images, initial=first_image, unit="image", dynamic_ncols=True)
+
+    def images(self, num_images: int) -> None:
+        self._bar.update(num_images - self._bar.n)

@@ -59,6 +59,28 @@ def retrying(say: Say) -> Callable[[Callable[P, T]], Callable[P, T]]:
     )
 
 
+def require_file(path: Path) -> None:
+    """Whether what is there is a file: a pipe would be waited for without end.
+
+    Raises:
+      ValueError: it is a pipe or a device.
+    """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise ValueError(f"{path} is a pipe or a device, and no file")
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory and those that it is in, where they are not there.
+
+    Raises:
+      OSError: it cannot be made; a link on the way leads to nothing.
+    """
+    for place in (path, *path.parents):
+        if place.is_symlink() and not place.exists():
+            raise FileNotFoundError(f"{place} is a link to {os.readlink(place)}, which is not there")
+    path.mkdir(parents=True, exist_ok=True)
+
+
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
     """Errors of the system that do not name a file become OSErrors that name this one.

@@ -1,7 +1,8 @@
 """Weights on disk: safetensors, .npz, PyTorch's and Flax's files, told apart by their first bytes, never by names.
 
-Nothing in a file is executed. PyTorch's files are pickles: they go through torch.load(weights_only=True), which makes
-arrays, numbers and containers only and refuses anything else. Half precision, float16 and bfloat16, becomes float32,
+Nothing in a file is executed. PyTorch's files are pickles: arrays, numbers and containers are read without PyTorch
+(torch_files); what else a file holds goes through torch.load(weights_only=True), which knows a few harmless kinds more
+and refuses anything else. Half precision, float16 and bfloat16, becomes float32,
 which holds every such number exactly; other arrays stay as they are.
 """
 
@@ -19,7 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_jax.interop import flax_weights
+from ddpm_jax.host import archives
+from ddpm_jax.host.storage import require_file
+from ddpm_jax.interop import flax_weights, torch_files
 from ddpm_jax.samplers.configs.reading import refuse_pointer
 
 # The first bytes of a zip archive, and of what torch.save wrote before it wrote zip archives.
@@ -54,11 +57,13 @@ def read(path: Path) -> Any:
       FileNotFoundError: no such file.
       ValueError: empty, damaged, of no known format, a pointer of git-lfs, or with more in it than arrays, numbers and
         containers.
-      ImportError: it is PyTorch's, and torch is not installed.
+      ImportError: it is PyTorch's, more than arrays, numbers and containers, and torch is not installed.
     """
+    require_file(path)
     refuse_pointer(path)
     with path.open("rb") as file:
         start = file.read(16)
+    archives.check_memory(path.stat().st_size)
     if not start:
         raise ValueError("the file is empty")
     if start.startswith(ZIP):
@@ -69,9 +74,21 @@ def read(path: Path) -> Any:
         return _read_safetensors(path)
     if flax_weights.is_msgpack(start):
         return flax_weights.read(path)
-    if start[0] == 0x80 and start[1:2] <= b"\x05":
+    if is_pickle(path):
         raise ValueError("the file is a pickle, which can run any code when it is read: refused")
     raise ValueError(f"neither safetensors nor .npz nor a file of PyTorch or Flax: it starts with {start[:8]!r}")
+
+
+def is_pickle(path: Path) -> bool:
+    """Whether a file is a pickle that is no file of PyTorch.
+
+    Raises:
+      FileNotFoundError: no such file.
+    """
+    require_file(path)
+    with path.open("rb") as file:
+        start = file.read(len(LEGACY_TORCH))
+    return start[:1] == b"\x80" and start[1:2] <= b"\x05" and start != LEGACY_TORCH
 
 
 def read_state_dict(path: Path) -> dict[str, np.ndarray]:
@@ -118,6 +135,7 @@ def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
 def _read_zip(path: Path) -> Any:
     """An .npz or a file of PyTorch."""
     try:
+        archives.check(path)
         with zipfile.ZipFile(path) as archive:
             names, damaged = archive.namelist(), archive.testzip()  # torch.load ignores the checksums
     except DAMAGED as error:
@@ -136,7 +154,18 @@ def _read_zip(path: Path) -> Any:
 
 
 def _read_torch(path: Path) -> Any:
-    torch = _torch()
+    try:
+        return torch_files.read(path)
+    except torch_files.Unknown as error:
+        return _read_with_torch(path, str(error))
+    except RecursionError as error:
+        raise ValueError("a file of PyTorch with containers in each other without end") from error
+    except DAMAGED as error:
+        raise ValueError(f"a damaged file of PyTorch: {_line(error)}") from error
+
+
+def _read_with_torch(path: Path, unknown: str) -> Any:
+    torch = _torch(unknown)
     try:
         with torch.serialization.safe_globals(HARMLESS):
             found = torch.load(path, map_location="cpu", weights_only=True)
@@ -155,11 +184,11 @@ def _read_torch(path: Path) -> Any:
         raise ValueError("a file of PyTorch with containers in each other without end") from error
 
 
-def _torch() -> types.ModuleType:
+def _torch(unknown: str) -> types.ModuleType:
     try:
         return importlib.import_module("torch")
     except ModuleNotFoundError as error:
-        raise ImportError("this is a file of PyTorch, and only torch reads those: pip install torch") from error
+        raise ImportError(f"a file of PyTorch with {unknown}, which only torch reads: pip install torch") from error
 
 
 def _as_arrays(value: Any, torch: types.ModuleType, made: dict[int, Any]) -> Any:

@@ -24,6 +24,7 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
+from ddpm_jax import keys
 from ddpm_jax.models.unet import UNet
 
 
@@ -46,9 +47,37 @@ def unet_shapes(
     return shapes(model, image_shape, y=jax.ShapeDtypeStruct(size, dtype), **conditioning)
 
 
+REPEATED = (
+    *("layers_per_block", "num_layers", "transformer_layers_per_block"),  # of diffusers
+    *("num_res_blocks", "transformer_depth", "depth"),  # of OpenAI, latent-diffusion and DiT
+)
+"""Settings that say how often layers follow each other."""
+FEW = 64
+"""That many are traced whatever the file holds, so that what is missing is said by name."""
+
+
+def check_repeated(settings: Mapping[str, Any], weights: Mapping[str, Any]) -> None:
+    """Whether a file can hold as many layers as its settings say, whose network would be traced for minutes.
+
+    Every layer that is repeated has at least four arrays.
+
+    Raises:
+      ValueError: it cannot.
+    """
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            check_repeated(value, weights)
+        counts = value if isinstance(value, list | tuple) else [value]
+        for count in counts if name in REPEATED else []:
+            if isinstance(count, int) and count > max(FEW, len(weights) // 4):
+                raise ValueError(
+                    f"weights do not fit the model: {name} is {value}, for a file of {len(weights)} arrays"
+                )
+
+
 def param_shapes(model: nn.Module, *inputs: Any, **keywords: Any) -> dict[str, tuple[int, ...]]:
     """Path to shape of every parameter of model(*inputs, **keywords), for inputs of which only shapes are read."""
-    params = jax.eval_shape(model.init, jax.random.key(0), *inputs, **keywords)["params"]
+    params = jax.eval_shape(model.init, keys.make(0), *inputs, **keywords)["params"]
     return {path: leaf.shape for path, leaf in _flatten(params).items()}
 
 
@@ -146,7 +175,7 @@ def to_params(
         if not path.endswith("/embedding"):
             array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
         flat[path] = np.ascontiguousarray(array).reshape(shape)
-    return traverse_util.unflatten_dict(flat, sep="/")
+    return nested(flat)
 
 
 def to_state_dict(
@@ -166,6 +195,11 @@ def to_state_dict(
         shape = their_shape(path, wanted[path], conv1x1, conv1d)
         state_dict[their_name(path, names)] = np.ascontiguousarray(array).reshape(shape)
     return state_dict
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """{"a/b": x} as {"a": {"b": x}}."""
+    return traverse_util.unflatten_dict(dict(flat), sep="/")
 
 
 def split_rows(state_dict: Mapping[str, np.ndarray], layer: str, parts: tuple[str, ...]) -> dict[str, np.ndarray]:

@@ -17,12 +17,14 @@ import jax
 import numpy as np
 
 from ddpm_jax import schedules
-from ddpm_jax.interop import contents, dit, files, hub, kinds
+from ddpm_jax.interop import contents, dit, files, hub, kinds, layers
 from ddpm_jax.interop.ddim.load import load_ddim
 from ddpm_jax.interop.diffusers.load import load_folder
 from ddpm_jax.interop.ldm.load import UNET, load_latent_diffusion
+from ddpm_jax.interop.openai.load import load_classifier as load_openai_classifier
 from ddpm_jax.interop.openai.load import load_unet
 from ddpm_jax.names import unknown
+from ddpm_jax.noisy_classifier import NoisyClassifier
 from ddpm_jax.reading import Reading
 from ddpm_jax.samplers.catalogue import ANCESTRAL
 from ddpm_jax.trained import Trained
@@ -46,27 +48,63 @@ def load(path: str | Path, config: Mapping[str, Any] | None = None) -> Trained:
 
     Raises:
       FileNotFoundError: no such file, folder or repository; or a part of it is missing.
-      ValueError: a file that is damaged, has more in it than arrays, or is none of these; settings that are missing,
-        not known here, or contradict the weights. Names the file.
+      ValueError: a file that is damaged, has more in it than arrays, or is none of these; weights that are not finite;
+        settings that are missing, not known here, or contradict the weights. Names the file.
       ImportError: torch or huggingface_hub is needed and not installed.
     """
     place = hub.fetch(str(path).removeprefix("hf:")) if str(path).startswith("hf:") else Path(path)
-    given = {} if config is None else config
-    if not isinstance(given, Mapping):
-        raise ValueError(f"{path}: config must be a mapping, got {type(given).__name__}")
+    given = _given(path, config)
     if not place.exists():
         raise FileNotFoundError(f"no file or folder {place}")
     try:
         loaded = load_folder(place, given) if place.is_dir() else _load_file(files.read(place), given)
         for part in (loaded, loaded.first_stage):
             _require_float32({} if part is None else part.params)
+        loaded.check_finite()
         return loaded
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
+def load_classifier(path: str | Path, config: Mapping[str, Any] | None = None) -> NoisyClassifier:
+    """A classifier of noisy images of OpenAI's guided-diffusion, such as 64x64_classifier.pt.
+
+    Args:
+      path: a file: safetensors, .npz or PyTorch's, which needs torch. Nothing in it is executed.
+      config: what the file does not say: arguments of EncoderUNetModel, diffusion_steps and noise_schedule. The
+        published ones need none.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: as load; or a network that is no such classifier.
+      ImportError: as load.
+    """
+    place, given = Path(path), _given(path, config)
+    if not place.is_file():
+        raise FileNotFoundError(f"no file {place} with a classifier, and no run of one")
+    try:
+        weights, said = contents.network_weights(files.read(place))
+        layers.check_repeated(given, weights)
+        if not _is_classifier(weights):
+            raise ValueError("weights of no classifier of OpenAI's guided-diffusion")
+        found = load_openai_classifier(weights, given)
+        _require_float32(found.params)
+        found.check_finite()
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return replace(found, origin=f"{found.origin}; {said}") if said else found
+
+
+def _given(path: str | Path, config: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    given = {} if config is None else config
+    if not isinstance(given, Mapping):
+        raise ValueError(f"{path}: config must be a mapping, got {type(given).__name__}")
+    return given
+
+
 def _load_file(found: Any, config: Mapping[str, Any]) -> Trained:
     weights, said = contents.network_weights(found, use_average=config.get("use_ema", True) is not False)
+    layers.check_repeated(config, weights)
     for recognized, load_weights in FAMILIES:
         if recognized(weights):
             loaded = load_weights(weights, config)
@@ -106,11 +144,16 @@ def _load_dit(weights: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> T
 
 
 def _load_openai(weights: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> Trained:
-    if not any(name.startswith("output_blocks.") for name in weights):
+    if _is_classifier(weights):
         raise ValueError(
-            "a noisy classifier of OpenAI's, which is no diffusion model: use interop.openai.classifier_to_params"
+            "a noisy classifier of OpenAI's, which is no diffusion model but guides one: use opening.classifier"
         )
     return load_unet(weights, config)
+
+
+def _is_classifier(weights: Mapping[str, np.ndarray]) -> bool:
+    """Whether weights are of a way down without a way up."""
+    return contents.INPUT in weights and not any(name.startswith("output_blocks.") for name in weights)
 
 
 Family = tuple[

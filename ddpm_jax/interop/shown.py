@@ -8,6 +8,7 @@ import numpy as np
 
 Weights = Mapping[str, np.ndarray]
 OUTPUT = re.compile(r"output_blocks\.(\d+)\.0\.in_layers\.0\.weight")
+INPUT_BLOCK = re.compile(r"input_blocks\.(\d+)\.")
 CONTEXT = "middle_block.1.transformer_blocks.{}.attn2.to_k.weight"
 
 
@@ -22,8 +23,11 @@ def contradictions(seen: Mapping[str, Any], config: Mapping[str, Any]) -> list[s
 
 
 def _seen_as(name: str, config: Mapping[str, Any]) -> Any:
-    """How a setting shows: lists are tuples, and factors are in order and only those of a level."""
+    """How a setting shows: lists are tuples, factors are in order and only those of a level, and how a network
+    resamples only where it has levels to go between."""
     value = config[name]
+    if name == "resblock_updown":
+        return value and len(config["channel_mult"]) > 1
     if name == "attention_resolutions":
         return tuple(2**level for level in range(len(config["channel_mult"])) if 2**level in value)
     return tuple(value) if isinstance(value, list) else value
@@ -75,6 +79,37 @@ def unet(weights: Weights) -> dict[str, Any]:
         "resblock_updown": any(has_any(block, "in_layers.2") for block in ups),
         "num_classes": size(weights, "label_emb.weight") if "label_emb.weight" in weights else None,
     }
+
+
+def classifier(weights: Weights) -> dict[str, Any]:
+    """Settings of OpenAI's EncoderUNetModel; its levels do not show where res blocks downsample.
+
+    Raises:
+      ValueError: an array is missing without which they do not show.
+    """
+    scales = size(weights, "input_blocks.1.0.emb_layers.1.weight") != size(
+        weights, "input_blocks.1.0.out_layers.3.weight"
+    )
+    if "out.2.positional_embedding" in weights:
+        pool, last = "attention", "out.2.c_proj.weight"
+    elif "out.2.weight" in weights:
+        pool, last = "spatial", "out.2.weight"
+    else:
+        last = "out.3.weight"
+        pool = "adaptive" if size(weights, last) and weights[last].ndim > 2 else "spatial_v2"
+    return {
+        "in_channels": size(weights, "input_blocks.0.0.weight", axis=1),
+        "model_channels": size(weights, "time_embed.0.weight", axis=1),
+        "out_channels": size(weights, last),
+        "use_scale_shift_norm": scales,
+        "pool": pool,
+    }
+
+
+def input_blocks(weights: Weights) -> int:
+    """How many blocks the way down of OpenAI's networks has."""
+    found = [int(match[1]) for name in weights if (match := INPUT_BLOCK.match(name))]
+    return max(found, default=-1) + 1
 
 
 def conditional_unet(weights: Weights) -> dict[str, Any]:

@@ -33,9 +33,17 @@ class DiagonalGaussian(NamedTuple):
         """mean + exp(log_variance / 2) eps, for eps ~ N(0, I) like mean."""
         return self.mean + jnp.exp(0.5 * self.log_variance) * eps
 
-    def kl(self) -> jax.Array:
-        """KL(N(mean, diag(exp(log_variance))) || N(0, I)), in nats per image: [B]."""
-        terms = self.mean**2 + jnp.exp(self.log_variance) - 1 - self.log_variance
+    def kl(self, other: "DiagonalGaussian | None" = None) -> jax.Array:
+        """KL(N(mean, diag(exp(log_variance))) || other), in nats per image, [B]: a sum over the latents, not a mean.
+
+        Args:
+          other: distributions of the same shape; N(0, I) by default.
+        """
+        if other is None:
+            terms = self.mean**2 + jnp.exp(self.log_variance) - 1 - self.log_variance
+        else:
+            ratio = self.log_variance - other.log_variance
+            terms = (self.mean - other.mean) ** 2 * jnp.exp(-other.log_variance) + jnp.exp(ratio) - 1 - ratio
         return 0.5 * terms.sum(axis=(1, 2, 3))
 
     def nll(self, z: jax.Array) -> jax.Array:
@@ -184,6 +192,14 @@ class Autoencoder(nn.Module):
         if not set(self.attention_levels) <= set(range(levels)):
             raise ValueError(f"attention_levels {self.attention_levels} are not all among 0 .. {levels - 1}")
         return self.quant_conv(self.encoder(x))
+
+    def decode_quantized(self, z: jax.Array) -> jax.Array:
+        """The image [B, f h, f w, out_channels] of z [B, h, w, latent_channels] as it is, quantized before or not.
+
+        Raises:
+          ValueError: a wrong shape. Raised while tracing.
+        """
+        return self._decoded(z)
 
     def _decoded(self, z: jax.Array) -> jax.Array:
         if z.ndim != 4 or z.shape[-1] != self.latent_channels:

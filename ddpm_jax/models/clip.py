@@ -50,6 +50,7 @@ class MaskedAttention(nn.Module):
 
     num_heads: int
     dtype: Dtype
+    key_bias: bool = True  # it adds the same to all logits of a query: some networks have none
 
     @nn.compact
     def __call__(self, x: jax.Array, allowed: jax.Array) -> jax.Array:
@@ -57,7 +58,8 @@ class MaskedAttention(nn.Module):
         width = x.shape[-1]
         dense = partial(Dense, width, kernel_init=small_init, dtype=self.dtype)
         heads = (*x.shape[:2], self.num_heads, width // self.num_heads)
-        q, k, v = (dense(name=name)(x).reshape(heads) for name in ("query", "key", "value"))
+        biased = {"query": True, "key": self.key_bias, "value": True}
+        q, k, v = (dense(name=name, use_bias=bias)(x).reshape(heads) for name, bias in biased.items())
         logits = jnp.einsum("bihd,bjhd->bhij", q, k).astype(jnp.float32) * heads[-1] ** -0.5
         weights = nn.softmax(jnp.where(allowed[:, None], logits, -jnp.inf)).astype(v.dtype)
         return dense(name="out")(jnp.einsum("bhij,bjhd->bihd", weights, v).reshape(x.shape))
@@ -71,11 +73,12 @@ class Block(nn.Module):
     activation: Callable[[jax.Array], jax.Array]
     norm_epsilon: float
     dtype: Dtype
+    key_bias: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array, allowed: jax.Array) -> jax.Array:
         norm = partial(LayerNorm, epsilon=self.norm_epsilon)
-        attention = MaskedAttention(self.num_heads, self.dtype, name="attention")
+        attention = MaskedAttention(self.num_heads, self.dtype, self.key_bias, name="attention")
         x = x + attention(norm(name="norm_1")(x).astype(self.dtype), allowed)
         mlp = Mlp(self.hidden, self.activation, self.dtype, kernel_init=small_init, name="mlp")
         return x + mlp(norm(name="norm_2")(x).astype(self.dtype))

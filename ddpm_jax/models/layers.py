@@ -100,7 +100,7 @@ def dropout(x: jax.Array, keys: jax.Array, rate: float) -> jax.Array:
       keys: [B] random keys.
       rate: in [0, 1).
     """
-    mask = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, x.shape[1:]))(keys)
+    mask = jax.vmap(lambda key: jax.random.bernoulli(key, jnp.float32(1 - rate), x.shape[1:]))(keys)
     return jnp.where(mask, x / (1 - rate), 0)
 
 

@@ -4,7 +4,7 @@ Images are [B, H, W, C], scaled to [-1, 1]; latents [B, H / f, W / f, D]. There 
 any real numbers, on which a diffusion can run; and `quantize` of them, nearest entries of the codebook.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -37,20 +37,59 @@ def nearest(z: jax.Array, codebook: jax.Array) -> jax.Array:
     return jnp.argmin(squares.reshape((1,) * (z.ndim - 1) + (-1,)) - 2 * product, axis=-1).astype(jnp.int32)
 
 
-def quantization_loss(z: jax.Array, z_q: jax.Array, *, commitment: float = 0.25) -> jax.Array:
+BetaOn = Literal["encoder", "codebook"]
+
+
+def quantization_loss(
+    z: jax.Array, z_q: jax.Array, *, commitment: float = 0.25, beta_on: BetaOn = "encoder"
+) -> jax.Array:
     """mean((stop(z) - z_q)^2) + commitment mean((z - stop(z_q))^2), a scalar.
+
+    With beta_on "codebook" the factor is on the first term instead: so do taming's VectorQuantizer, its
+    VectorQuantizer2 by default (legacy=True), and diffusers' VQModel. The value is the same, the gradients are not.
 
     Source: van den Oord et al. 2017 (arXiv:1711.00937), eq. 3, second and third term.
 
     Args:
       z: [B, h, w, D] what was encoded.
       z_q: codebook entries, like z; not what `quantize` returns, whose gradient goes past the codebook.
+      commitment: beta.
+      beta_on: which of the two learns by so much less: the encoder, as in the paper, or the codebook.
     """
+    of_encoder, of_codebook = (commitment, 1.0) if beta_on == "encoder" else (1.0, commitment)
     codebook_term = jnp.mean((lax.stop_gradient(z) - z_q) ** 2)
-    return codebook_term + commitment * jnp.mean((z - lax.stop_gradient(z_q)) ** 2)
+    return of_codebook * codebook_term + of_encoder * jnp.mean((z - lax.stop_gradient(z_q)) ** 2)
 
 
-class VQModel(Autoencoder):
+class Quantizing(Autoencoder):
+    """decode(encode(x)) of an autoencoder whose decoder quantizes; each kind has its own `encode` and `quantize`."""
+
+    def encode(self, x: jax.Array) -> jax.Array:
+        """Latents [B, H / f, W / f, latent_channels] of images x [B, H, W, C], not quantized.
+
+        Raises:
+          ValueError: a wrong shape, or settings that do not fit it. Raised while tracing.
+        """
+        return self._encoded(x)
+
+    def quantize(self, z: jax.Array) -> Quantized:
+        """What there is for latents z, the gradient passed on to them."""
+        raise NotImplementedError
+
+    def decode(self, z: jax.Array) -> jax.Array:
+        """The image [B, f h, f w, out_channels] of quantize(z), for z [B, h, w, latent_channels].
+
+        Raises:
+          ValueError: a wrong shape. Raised while tracing.
+        """
+        return self._decoded(self.quantize(z).z)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """decode(encode(x))."""
+        return self.decode(self.encode(x))
+
+
+class VQModel(Quantizing):
     """decode(encode(x)), with z replaced by the nearest codebook entries on the way.
 
     Source: van den Oord et al. 2017 (arXiv:1711.00937), section 3; Rombach et al. 2021 (arXiv:2112.10752), section
@@ -70,14 +109,6 @@ class VQModel(Autoencoder):
 
         self.codebook = nn.Embed(self.num_codes, self.latent_channels, embedding_init=uniform)
 
-    def encode(self, x: jax.Array) -> jax.Array:
-        """Latents [B, H / f, W / f, latent_channels] of images x [B, H, W, C], not quantized.
-
-        Raises:
-          ValueError: a wrong shape, or settings that do not fit it. Raised while tracing.
-        """
-        return self._encoded(x)
-
     def quantize(self, z: jax.Array) -> Quantized:
         """The nearest codebook entries of z; the gradient is passed through as if they were z."""
         indices = nearest(z, self.codebook.embedding)
@@ -86,15 +117,3 @@ class VQModel(Autoencoder):
     def entries(self, indices: jax.Array) -> jax.Array:
         """codebook[indices]: [..., D] for int indices [...]."""
         return self.codebook(indices)
-
-    def decode(self, z: jax.Array) -> jax.Array:
-        """The image [B, f h, f w, out_channels] of quantize(z), for z [B, h, w, latent_channels].
-
-        Raises:
-          ValueError: a wrong shape. Raised while tracing.
-        """
-        return self._decoded(self.quantize(z).z)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """decode(encode(x))."""
-        return self.decode(self.encode(x))

@@ -1,11 +1,12 @@
 """A run's directory: the configuration it is the result of, the states along the way, how it went.
 
-    config.json         the resolved configuration, the shape and number of the images
+    config.json         the resolved configuration; shape, number and fingerprint of the data
     environment.jsonl   written by environment: one line per start
     checkpoints/STEP/   Orbax: params, ema_params, opt_state, and what else a run has: timestep_state, ema_stack,
                         skipped; seal.json: size and CRC-32 of their files
     averages/STEP/      written by posthoc
     metrics.jsonl, samples/, loss.png   written by train.loop
+    lock.json           who trains there, while somebody does
 
 A checkpoint is written under another name, sealed, and appears under its own only when it is complete. Only one whose
 files are all as its seal says is read: Orbax alone restores a flipped bit without a word.
@@ -19,22 +20,24 @@ import json
 import os
 import shlex
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
 from ddpm_jax.config.defaults import resolved
-from ddpm_jax.config.fields import at_least
+from ddpm_jax.config.fields import at_least, check_image_shape
 from ddpm_jax.config.run import Config, differences, from_dict, to_dict
-from ddpm_jax.host import processes
-from ddpm_jax.host.storage import Say, naming, write_atomically
+from ddpm_jax.data import fingerprints
+from ddpm_jax.host import lock, processes
+from ddpm_jax.host.storage import Say, make_directory, naming, write_atomically
 from ddpm_jax.runs.leaves import describe, listing, misfits, undivided
-from ddpm_jax.runs.sealing import ITEMS, SEAL, damage, seal
+from ddpm_jax.runs.sealing import ITEMS, SEAL, is_whole, look, seal, steps_of
 
+T = TypeVar("T")
 State = Any  # a dataclass with the step, int32, and what sealing.ITEMS names, under the names of FIELDS
 FIELDS = {"timestep_state": "task_state"}  # written under the name of what the first task kept there
 
@@ -48,10 +51,12 @@ class RunInfo:
     config: Config
     image_shape: tuple[int, int, int]
     num_examples: int
+    fingerprint: dict[str, str] = dataclasses.field(default_factory=dict)  # of what it reads; none of before there were
+    classes: tuple[str, ...] | None = None  # the names of the labels, where it reads them
 
     def __post_init__(self):
-        for name, size in (*(("image_shape", size) for size in self.image_shape), ("num_examples", self.num_examples)):
-            at_least(name, size)
+        check_image_shape("image_shape", self.image_shape)
+        at_least("num_examples", self.num_examples)
         object.__setattr__(self, "config", resolved(self.config, self.image_shape))
 
 
@@ -59,35 +64,51 @@ def open_run(workdir: Path, info: RunInfo) -> None:
     """Make the run's directory, or check that it is this run's.
 
     Raises:
-      ValueError: the directory belongs to another configuration or other data, or holds files but no run.
+      ValueError: as check_run.
     """
-    path = workdir / "config.json"
-    if path.exists():
+    check_run(workdir, info)
+    make_directory(workdir)
+    write_atomically(workdir / "config.json", json.dumps(to_dict(info), indent=2) + "\n")
+
+
+def check_run(workdir: Path, info: RunInfo) -> None:
+    """Whether a directory is this run's, or can become it.
+
+    Raises:
+      ValueError: it belongs to another configuration or other data, or holds files but no run.
+    """
+    if (workdir / "config.json").exists():
         before = load_run(workdir)
         changed = differences(before.config, info.config)
-        changed += [
+        of_data = [
             f"{name} of the data: {getattr(before, name)}, now {getattr(info, name)}"
-            for name in ("image_shape", "num_examples")
+            for name in ("image_shape", "num_examples", "classes")
             if getattr(before, name) != getattr(info, name)
         ]
-        if changed:
+        of_data += fingerprints.changes(before.fingerprint or info.fingerprint, info.fingerprint)
+        if changed or of_data:
+            what, back = ("another configuration", "") if changed else ("other data", "bring those back, ")
             raise ValueError(
-                f"{workdir} belongs to another configuration ({'; '.join(changed)}); choose another --workdir"
-                + _how_to_fork(workdir, info.config.train.num_steps, changed)
+                f"{workdir} belongs to {what} ({'; '.join(changed + of_data)}); {back}choose another --workdir"
+                + _how_to_fork(workdir, info.config.train.num_steps, changed + of_data)
             )
-    elif workdir.exists() and any(not file.name.endswith(".partial") for file in workdir.iterdir()):
+    elif workdir.exists() and any(not _is_ours(file.name) for file in workdir.iterdir()):
         raise ValueError(f"{workdir} is not empty and holds no run (no config.json); choose another --workdir")
-    workdir.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps(to_dict(info), indent=2) + "\n")
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a run that was killed before it had a config.json left this."""
+    return name == lock.NAME or name.endswith(".partial")
 
 
 # What a checkpoint of another run must have in common with this one, by the beginnings of `differences`.
-SAME_NETWORK = ("model", "objective.prediction", "objective.variance", "image_shape", "train.begin")
+SAME_NETWORK = ("model", "condition", "objective.prediction", "objective.variance", "image_shape", "classes of",
+                "train.begin")  # fmt: skip
 
 
 def _how_to_fork(workdir: Path, num_steps: int, changed: list[str]) -> str:
     """The options that go on from this run's newest checkpoint with other settings, where these have its network."""
-    steps = _steps(workdir / "checkpoints") if (workdir / "checkpoints").is_dir() else []
+    steps = steps_of(workdir / "checkpoints") if (workdir / "checkpoints").is_dir() else []
     if not steps or any(line.startswith(SAME_NETWORK) for line in changed if not line.startswith("model.dropout")):
         return ""
     options = ["--train.begin-from", str(workdir)]
@@ -132,16 +153,122 @@ def find_run(place: Path) -> RunInfo | None:
 # ------------------------------------------------------------------------------------------------------ checkpoints
 
 
-class Checkpoints:
-    """The checkpoints of one run. `save` returns before the files are written; `close` waits for them."""
+class Saved:
+    """The checkpoints of a run as they are read: nothing is written, made or moved.
+
+    A training may go on meanwhile, and delete what is being read: what is read then is the newest.
+
+    Raises:
+      FileNotFoundError: there is no checkpoint.
+      NotADirectoryError: something else is where they are kept.
+    """
+
+    def __init__(self, workdir: Path):
+        self.directory = workdir.absolute() / "checkpoints"
+        if not self.directory.exists():
+            raise FileNotFoundError(f"no checkpoint in {self.directory}")
+        os.scandir(self.directory).close()  # raises where it is a file
+        self._opened = self.directory.stat()
+
+    def restore_item(self, name: str, template: Any, say: Say) -> Any:
+        """One item of the newest intact checkpoint.
+
+        Raises:
+          FileNotFoundError: there is no checkpoint.
+          ValueError: there are checkpoints, and all are damaged.
+        """
+        return self.restore_item_and_step(name, template, say)[0]
+
+    def restore_item_and_step(self, name: str, template: Any, say: Say) -> tuple[Any, int]:
+        """As restore_item, and which checkpoint that is."""
+        return self.newest(lambda step: self.read(step, {name: template})[name], say)
+
+    def newest(self, read: Callable[[int], T], say: Say) -> tuple[T, int]:
+        """(what `read` gives of the newest intact checkpoint, its step).
+
+        `read` is called again, with a newer one, where the training deletes the first meanwhile: but not of several
+        processes, which would have to agree.
+
+        Raises:
+          FileNotFoundError: there is no checkpoint.
+          ValueError: there are checkpoints, and all are damaged.
+        """
+        while True:
+            step, damaged = self._newest_intact()
+            if step is None:
+                raise FileNotFoundError(f"no checkpoint in {self.directory}")
+            for bad, reason in damaged.items():
+                say(f"checkpoint {bad} is damaged ({reason}); using {step}")
+            went = f"checkpoint {step} in {self.directory} went away while it was read"
+            try:
+                found = read(step)
+            except Exception as error:  # whatever Orbax raises where files are missing
+                if is_whole(self.directory / str(step)):
+                    raise
+                if jax.process_count() > 1:
+                    raise FileNotFoundError(went) from error
+            else:
+                # Arrays whose files are missing may be read as zeros.
+                if is_whole(self.directory / str(step)):
+                    return found, step
+                if jax.process_count() > 1:
+                    raise FileNotFoundError(went)
+            say(f"{went}: looking again")
+
+    def read(self, step: int, templates: dict[str, Any]) -> dict[str, Any]:
+        """Items of a checkpoint, placed like their templates.
+
+        Raises:
+          ValueError: leaves of other names, shapes or dtypes than the templates'.
+        """
+        wrong = [line for name, template in templates.items() for line in self.misfits(step, name, template)]
+        if wrong:
+            raise ValueError(f"checkpoint {step} in {self.directory} is not of this configuration ({listing(wrong)})")
+        with self._naming(), ocp.StandardCheckpointer() as reader:
+            path = self.directory / str(step)
+            return {name: reader.restore(path / name, template) for name, template in templates.items()}
+
+    def misfits(self, step: int, name: str, template: Any) -> list[str]:
+        """What differs between an item of a checkpoint and its template, by leaf: both dtypes and shapes."""
+        path = self.directory / str(step) / name
+        saved: dict[str, str] = {}
+        if path.is_dir():
+            with naming(path), ocp.StandardCheckpointer() as reader:
+                saved = describe(name, reader.metadata(path).item_metadata.tree)
+        return misfits(saved, describe(name, template))
+
+    @contextlib.contextmanager
+    def _naming(self) -> Iterator[None]:
+        """Errors name the directory. Where it is gone, that is the error, whatever of it Orbax missed first."""
+        try:
+            with naming(self.directory):
+                yield
+        except (OSError, ValueError) as error:
+            os.scandir(self.directory).close()  # raises where there is no directory
+            if os.path.samestat(self.directory.stat(), self._opened):
+                raise
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.directory)) from error
+
+    def _newest_intact(self) -> tuple[int | None, dict[int, str]]:
+        """(step, what is wrong with each newer one); step is None if there are no finished checkpoints.
+
+        Only the first process reads all files.
+        """
+        step, damaged = processes.from_first(lambda: look(self.directory))
+        return step, dict(damaged)
+
+
+class Checkpoints(Saved):
+    """The checkpoints of a run that trains. `save` returns before the files are written; `close` waits for them."""
 
     def __init__(self, workdir: Path, *, keep: int):
-        self.directory = workdir.absolute() / "checkpoints"
+        directory = workdir.absolute() / "checkpoints"
         # Orbax calls back in the thread that writes, when the files are complete, before it gives them their name.
         sealing = ocp.AsyncOptions(post_finalization_callback=self._seal_all)
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, async_options=sealing)
-        self._manager = ocp.CheckpointManager(self.directory, options=options)
-        self._opened = self.directory.stat()
+        # What a kill or a full disk left of a checkpoint goes when the run goes on.
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, async_options=sealing, cleanup_tmp_directories=True)
+        self._manager = ocp.CheckpointManager(directory, options=options)
+        super().__init__(workdir)
 
     def save(self, state: State) -> None:
         """Start writing the state as checkpoint state.step.
@@ -174,39 +301,11 @@ class Checkpoints:
         items |= {name: jax.tree.map(_zero, wanted[name]) for name in fresh}
         return with_items(template, jax.device_put(np.int32(step), template.step.sharding), items)
 
-    def restore_item(self, name: str, template: Any, say: Say) -> Any:
-        """One item of the newest intact checkpoint; nothing is moved.
-
-        Raises:
-          FileNotFoundError: there is no checkpoint.
-          ValueError: there are checkpoints, and all are damaged.
-        """
-        return self.restore_item_and_step(name, template, say)[0]
-
-    def restore_item_and_step(self, name: str, template: Any, say: Say) -> tuple[Any, int]:
-        """As restore_item, and which checkpoint that is."""
-        step = self.newest(say)
-        return self.read(step, {name: template})[name], step
-
-    def newest(self, say: Say) -> int:
-        """The newest intact checkpoint; nothing is moved.
-
-        Raises:
-          FileNotFoundError: there is no checkpoint.
-          ValueError: there are checkpoints, and all are damaged.
-        """
-        step, damaged = self._newest_intact()
-        if step is None:
-            raise FileNotFoundError(f"no checkpoint in {self.directory}")
-        for bad, reason in damaged.items():
-            say(f"checkpoint {bad} is damaged ({reason}); using {step}")
-        return step
-
     def finish(self, state: State) -> None:
         """Wait until the state is written; where that failed for a reason that may pass, calling again writes it."""
         with self._writing():
             self._manager.wait_until_finished()
-            if int(state.step) not in _steps(self.directory):
+            if int(state.step) not in steps_of(self.directory):
                 self.save(state)
                 self._manager.wait_until_finished()
 
@@ -219,66 +318,12 @@ class Checkpoints:
         with self._naming():
             self._manager.close()
 
-    def read(self, step: int, templates: dict[str, Any]) -> dict[str, Any]:
-        """Items of a checkpoint, placed like their templates.
-
-        Raises:
-          ValueError: leaves of other names, shapes or dtypes than the templates'.
-        """
-        wrong = [line for name, template in templates.items() for line in self.misfits(step, name, template)]
-        if wrong:
-            raise ValueError(f"checkpoint {step} in {self.directory} is not of this configuration ({listing(wrong)})")
-        arguments = {name: ocp.args.StandardRestore(template) for name, template in templates.items()}
-        with self._naming():
-            return dict(self._manager.restore(step, args=ocp.args.Composite(**arguments)).items())
-
-    def misfits(self, step: int, name: str, template: Any) -> list[str]:
-        """What differs between an item of a checkpoint and its template, by leaf: both dtypes and shapes."""
-        path = self.directory / str(step) / name
-        saved: dict[str, str] = {}
-        if path.is_dir():
-            with naming(path), ocp.StandardCheckpointer() as reader:
-                saved = describe(name, reader.metadata(path).item_metadata.tree)
-        return misfits(saved, describe(name, template))
-
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         """Errors say where. Orbax needs minutes to see that it cannot write, and makes anew what is gone."""
         with self._naming():
             tempfile.TemporaryFile(dir=self.directory).close()
             yield
-
-    @contextlib.contextmanager
-    def _naming(self) -> Iterator[None]:
-        """Errors name the directory. Where it is gone, that is the error, whatever of it Orbax missed first."""
-        try:
-            with naming(self.directory):
-                yield
-        except (OSError, ValueError) as error:
-            os.scandir(self.directory).close()  # raises where there is no directory
-            if os.path.samestat(self.directory.stat(), self._opened):
-                raise
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.directory)) from error
-
-    def _newest_intact(self) -> tuple[int | None, dict[int, str]]:
-        """(step, what is wrong with each newer one); step is None if there are no finished checkpoints.
-
-        Only the first process reads all files.
-        """
-        step, damaged = processes.from_first(self._look)
-        return step, dict(damaged)
-
-    def _look(self) -> tuple[int | None, list[tuple[int, str]]]:
-        damaged: dict[int, str] = {}
-        for step in sorted(_steps(self.directory), reverse=True):
-            reason = damage(self.directory / str(step))
-            if reason is None:
-                return step, [*damaged.items()]
-            damaged[step] = reason
-        if any((self.directory / str(step) / SEAL).exists() for step in damaged):
-            reasons = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
-            raise ValueError(f"every checkpoint in {self.directory} is damaged ({reasons})")
-        return None, [*damaged.items()]  # killed before the first one was sealed
 
     def _seal_all(self) -> None:
         for directory in self.directory.iterdir():
@@ -322,10 +367,13 @@ def restore_ema_and_step(workdir: Path, template: Any, say: Say) -> tuple[Any, i
       FileNotFoundError: there is no checkpoint.
       ValueError: there are checkpoints, and all are damaged.
     """
+    return Saved(workdir).restore_item_and_step("ema_params", on_first_device(template), say)
+
+
+def on_first_device(template: Any) -> Any:
+    """The same shapes and dtypes on this process's first device."""
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
-    with checkpoints(workdir) as saved:
-        return saved.restore_item_and_step("ema_params", jax.tree.map(place, template), say)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), template)
 
 
 def items_of(state: State) -> dict[str, Any]:
@@ -337,12 +385,6 @@ def items_of(state: State) -> dict[str, Any]:
 def with_items(state: State, step: jax.Array, items: dict[str, Any]) -> State:
     """The state at this step, with what was read of a checkpoint, by item."""
     return dataclasses.replace(state, step=step, **{FIELDS.get(name, name): item for name, item in items.items()})
-
-
-def _steps(directory: Path) -> list[int]:
-    """The numbers under which checkpoints appear, whatever they are now."""
-    names = [path.name for path in directory.iterdir()]
-    return [int(name) for name in names if name.isdecimal() and str(int(name)) == name]
 
 
 def _zero(leaf: jax.ShapeDtypeStruct) -> jax.Array:

@@ -1,6 +1,7 @@
 """What every part of a run was computed with: environment.jsonl, a line per start.
 
-The same state goes on with the same bits only with the same versions, on the same processor and kind of device.
+The same state goes on with the same bits only with the same versions and settings of JAX, on the same processor and
+kind of device. Settings under which a run would be another one are refused.
 """
 
 import datetime
@@ -9,17 +10,61 @@ import json
 import platform
 import subprocess
 from pathlib import Path
+from typing import Any
 
+import flax
 import jax
 
+from ddpm_jax import keys
 from ddpm_jax.host import processor
 from ddpm_jax.host.storage import naming
+from ddpm_jax.runs.checkpoint import RunInfo
 
 PACKAGES = ("ddpm-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+REQUIRED = {**keys.SETTINGS, "jax_enable_x64": False}
+ROUNDING = ("jax_default_matmul_precision", "jax_disable_most_optimizations", "jax_accurate_erf_inv")
+"""Settings of JAX, as far as a version has them, that change the last bits and nothing else."""
+
+
+def check() -> None:
+    """Whether JAX and Flax are set as all runs need them.
+
+    Raises:
+      ValueError: they are not; says the name of the variable.
+    """
+    keys.check(REQUIRED)
+    if flax.config.flax_fix_rng_separator:
+        raise ValueError("FLAX_FIX_RNG_SEPARATOR must be False, got True: a new network would be another under it")
+
+
+def decisive(info: RunInfo) -> dict[str, Any]:
+    """What a run is made of beside its configuration, by name, as JSON has it: its data, versions, settings of JAX.
+
+    All processes of a run must have the same.
+    """
+    of_data: dict[str, Any] = {
+        "image_shape of the data": list(info.image_shape),
+        "num_examples of the data": info.num_examples,
+    }
+    if info.classes is not None:
+        of_data["classes of the data"] = list(info.classes)
+    contents = {f"fingerprint of the {name}s": value for name, value in info.fingerprint.items()}
+    return {**of_data, **contents, **_versions(), **_settings()}
+
+
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def _settings() -> dict[str, Any]:
+    names = [name for name in (*REQUIRED, *ROUNDING) if name in jax.config.values]
+    # Only what a context may change is an attribute, and only what none may change is in `read`.
+    value = lambda name: getattr(jax.config, name) if hasattr(jax.config, name) else jax.config.read(name)
+    return {"generator": keys.IMPLEMENTATION, **{name: value(name) for name in names}}
 
 
 def record(workdir: Path, step: int, begun_from_step: int | None = None) -> None:
-    """One line in environment.jsonl: versions, git commit, processor, devices.
+    """One line in environment.jsonl: versions, settings of JAX, git commit, processor, devices.
 
     Args:
       step: from which the run goes on.
@@ -32,7 +77,8 @@ def record(workdir: Path, step: int, begun_from_step: int | None = None) -> None
         **({} if begun_from_step is None else {"begun_from_step": begun_from_step}),
         "git_commit": _git_commit(),
         "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "versions": _versions(),
+        "settings": _settings(),
         "processor": processor.name(),
         "devices": f"{len(devices)} x {devices[0].device_kind}",
         "processes": jax.process_count(),
@@ -53,14 +99,15 @@ def changes(workdir: Path) -> list[str]:
     return [f"{name} {before[name]}, now {now[name]}" for name in before if before[name] != now.get(name, before[name])]
 
 
-def _decides(line: str) -> dict[str, str]:
+def _decides(line: str) -> dict[str, Any]:
     """Of one start; nothing of a line that a kill has cut."""
     try:
         values = json.loads(line)
     except json.JSONDecodeError:
         return {}
     others = {"kind of device": values["devices"].partition(" x ")[2], "processor": values.get("processor")}
-    return values["versions"] | {name: value for name, value in others.items() if value is not None}
+    known = {name: value for name, value in others.items() if value is not None}
+    return {**values["versions"], **values.get("settings", {}), **known}
 
 
 def _git_commit() -> str | None:

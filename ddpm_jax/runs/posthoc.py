@@ -29,7 +29,7 @@ from ddpm_jax.names import choose
 from ddpm_jax.runs import checkpoint
 from ddpm_jax.runs.checkpoint import Say
 from ddpm_jax.runs.leaves import undivided
-from ddpm_jax.runs.sealing import damage, seal
+from ddpm_jax.runs.sealing import damage, seal, steps_of
 
 FOLDER, ITEM = "averages", "ema_stack"
 
@@ -199,7 +199,7 @@ def _reconstruct(
     found = weights(steps, sigmas, step, sigma_rel)
     if found.error > TOLERANCE:
         raise _refused(steps, sigmas, step, sigma_rel, found.error)
-    template = build.build(info.config, info.image_shape).params
+    template = build.template(info.config, info.image_shape, info.classes)
     total = jax.tree.map(lambda leaf: np.zeros(leaf.shape), template)
     with ocp.StandardCheckpointer() as reader:
         for at, w in zip(steps, found.values, strict=True):
@@ -251,9 +251,24 @@ def averaged(workdir: Path, info: checkpoint.RunInfo, template: Any, say: Say, a
     if row is None:
         return checkpoint.restore_ema_and_step(workdir, template, say)
     num_averages = len(optimizer.ema_decays) + len(optimizer.ema_sigmas)
-    with checkpoint.checkpoints(workdir) as saved:
-        stack, step = saved.restore_item_and_step(ITEM, _on_host(template, num_averages), say)
+    saved = checkpoint.Saved(workdir)
+    stack, step = saved.restore_item_and_step(ITEM, _on_host(template, num_averages), say)
     return jax.tree.map(lambda leaf: jnp.asarray(leaf[row]), stack), step
+
+
+def of_checkpoint(workdir: Path, step: int, template: Any) -> Any:
+    """The average of one checkpoint that the run keeps, on this process's first device.
+
+    Raises:
+      FileNotFoundError: it is not there.
+      ValueError: it is damaged.
+    """
+    saved = checkpoint.Saved(workdir)
+    if step not in (kept := sorted(steps_of(saved.directory))):
+        raise FileNotFoundError(f"no checkpoint {step} in {saved.directory}: it has {kept}")
+    if (wrong := damage(saved.directory / str(step))) is not None:
+        raise ValueError(f"checkpoint {step} in {saved.directory} is damaged ({wrong})")
+    return saved.read(step, {"ema_params": checkpoint.on_first_device(template)})["ema_params"]
 
 
 def _row(optimizer: OptimizerConfig, average: Average) -> int | None:

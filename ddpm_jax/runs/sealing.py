@@ -1,5 +1,9 @@
-"""seal.json: size and CRC-32 of all files that Orbax wrote, since Orbax alone restores a flipped bit without a word."""
+"""seal.json: size and CRC-32 of all files that Orbax wrote, since Orbax alone restores a flipped bit without a word.
 
+And which checkpoint of a directory is the newest that is as its seal says.
+"""
+
+import errno
 import json
 import zlib
 from pathlib import Path
@@ -9,6 +13,7 @@ from ddpm_jax.host.storage import write_atomically
 # What is sealed, where it is there.
 ITEMS = ("params", "ema_params", "opt_state", "timestep_state", "ema_stack", "skipped")
 SEAL = "seal.json"
+GONE = (errno.ENOENT, errno.ESTALE)  # of a file that another process deletes; the second on network disks
 
 
 def seal(directory: Path) -> None:
@@ -18,6 +23,15 @@ def seal(directory: Path) -> None:
 
 def damage(directory: Path) -> str | None:
     """What is not as the seal says, or None."""
+    try:
+        return _damage(directory)
+    except OSError as error:
+        if error.errno not in GONE:
+            raise
+        return f"{error.filename} went away"
+
+
+def _damage(directory: Path) -> str | None:
     path = directory / SEAL
     if not directory.is_dir():
         return "it is not a directory"
@@ -37,6 +51,45 @@ def damage(directory: Path) -> str | None:
         if found[name][1] != checksum:
             return f"{name} is not what was written"
     return None
+
+
+def is_whole(directory: Path) -> bool:
+    """Whether all files that the seal names are there; nothing is said of what is in them."""
+    try:
+        names = _sealed(directory / SEAL)
+    except FileNotFoundError:
+        return False
+    return names is not None and all((directory / name).exists() for name in names)
+
+
+def steps_of(directory: Path) -> list[int]:
+    """The numbers under which checkpoints appear in their directory, whatever they are now."""
+    names = [path.name for path in directory.iterdir()]
+    return [int(name) for name in names if name.isdecimal() and str(int(name)) == name]
+
+
+def look(directory: Path) -> tuple[int | None, list[tuple[int, str]]]:
+    """(the step of the newest intact checkpoint, what is wrong with each newer one); None: none was ever finished.
+
+    What a training that goes on deletes meanwhile is not damaged: there is a newer one then, so it looks again.
+
+    Raises:
+      ValueError: there are checkpoints, and all are damaged.
+    """
+    while True:
+        found, damaged = sorted(steps_of(directory), reverse=True), dict[int, str]()
+        for step in found:
+            if (reason := damage(directory / str(step))) is None:
+                break
+            damaged[step] = reason
+        if not damaged or sorted(steps_of(directory), reverse=True) == found:
+            break
+    if len(damaged) < len(found):
+        return found[len(damaged)], [*damaged.items()]
+    if any((directory / str(step) / SEAL).exists() for step in damaged):
+        reasons = "; ".join(f"{step}: {reason}" for step, reason in damaged.items())
+        raise ValueError(f"every checkpoint in {directory} is damaged ({reasons})")
+    return None, [*damaged.items()]  # killed before the first one was sealed
 
 
 def _sealed(path: Path) -> dict[str, list[int]] | None:

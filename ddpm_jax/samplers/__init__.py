@@ -5,6 +5,7 @@ from ddpm_jax.samplers.configs import from_diffusers_config
 from ddpm_jax.samplers.denoise import (
     Denoise,
     Denoised,
+    Remembering,
     clipped,
     consistency_denoiser,
     denoiser,
@@ -47,6 +48,7 @@ __all__ = [
     "Grid",
     "Level",
     "Pairs",
+    "Remembering",
     "Row",
     "Runner",
     "Table",

@@ -6,7 +6,7 @@ the network is told.
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,27 @@ class Denoised(NamedTuple):
 
 
 Denoise = Callable[[jax.Array, Row], Denoised]
+
+
+class Remembering(NamedTuple):
+    """A denoiser that is told what it kept at the call before: guidance with a momentum, for example.
+
+    Wrap a Denoise before it becomes one of these: what wraps Denoise does not pass a memory on.
+    """
+
+    start: Callable[[jax.ShapeDtypeStruct], Any]
+    """From the shape and dtype of x to what is kept before the first call."""
+    denoise: Callable[[jax.Array, Row, Any], tuple[Denoised, Any]]
+    """(x, row, memory) -> (Denoised, memory of the same shapes and dtypes)."""
+
+
+def remembering(denoise: Denoise | Remembering) -> Remembering:
+    """Any denoiser as one that remembers: most keep nothing."""
+    if isinstance(denoise, Remembering):
+        return denoise
+    return Remembering(lambda like: None, lambda x, row, memory: (denoise(x, row), memory))
+
+
 EpsAfterClip = Literal["rederived", "raw"]
 
 

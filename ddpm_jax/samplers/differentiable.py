@@ -67,12 +67,12 @@ def table_at(make: Callable[[Grid], Table], grid: Grid, levels: jax.Array) -> Ta
     """
     if levels.shape != (len(grid.levels), 3):
         raise ValueError(f"levels must have shape {(len(grid.levels), 3)}, those of the grid, got {levels.shape}")
-    dtype = levels.dtype
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), dtype), make(grid))
+    dtype, made = levels.dtype, make(grid)
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), dtype), _unguided(made))
     slopes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((*leaf.shape, *levels.shape), dtype), shapes)
 
     def build(values: np.ndarray) -> Table:
-        table = make(dataclasses.replace(grid, levels=tuple(Level(*map(float, value)) for value in values)))
+        table = _unguided(make(dataclasses.replace(grid, levels=tuple(Level(*map(float, value)) for value in values))))
         found, expected = ([leaf.shape for leaf in jax.tree.leaves(tree)] for tree in (table, shapes))
         if found != expected:
             raise ValueError(f"at these levels the table has leaves of shapes {found}, not {expected} as at the grid's")
@@ -93,7 +93,13 @@ def table_at(make: Callable[[Grid], Table], grid: Grid, levels: jax.Array) -> Ta
         jacobian = call(lambda values: _jacobian(build, values), slopes, primals[0])
         return table(primals[0]), jax.tree.map(along, jacobian)
 
-    return table(levels)
+    found = table(levels)
+    guidance = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), made.rows.guidance)  # whatever the levels are
+    return found._replace(rows=found.rows._replace(guidance=guidance))
+
+
+def _unguided(table: Table) -> Table:
+    return table._replace(rows=table.rows._replace(guidance=None))
 
 
 def _jacobian(build: Callable[[np.ndarray], Table], levels: np.ndarray) -> Table:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax.keys import example_keys
-from ddpm_jax.samplers.denoise import Denoise
+from ddpm_jax.samplers.denoise import Denoise, Denoised, Remembering, remembering
 from ddpm_jax.samplers.table import Row, Table
 
 Registers = tuple[jax.Array, ...]
@@ -37,34 +37,39 @@ def step(denoise: Denoise, row: Row, registers: Registers, z: jax.Array) -> Regi
     Where the denoiser has learned a variance, z is scaled by its noise_scale. What of X is not alpha x_0 + sigma eps is
     added with the weight that the sampler gave X.
     """
-    x_0, eps, noise_scale, rest = denoise(registers[0], row)
+    return updated(denoise(registers[0], row), row, registers, z)
+
+
+def updated(found: Denoised, row: Row, registers: Registers, z: jax.Array) -> Registers:
+    """What `step` makes of the registers, with what the denoiser found at registers[0]."""
+    x_0, eps, noise_scale, rest = found
     z = z if noise_scale is None else noise_scale * z
     basis = (*registers, x_0, eps, z)
     # Multiply-adds rather than a matrix product, which accelerators would round to TF32 or bf16.
     combine = lambda weights: functools.reduce(operator.add, (weights[j] * image for j, image in enumerate(basis)))
-    updated = tuple(combine(weights) for weights in row.update)
+    new = tuple(combine(weights) for weights in row.update)
     if rest is None or row.of_x is None:
-        return updated
-    return tuple(image + weight * rest for image, weight in zip(updated, row.of_x, strict=True))
+        return new
+    return tuple(image + weight * rest for image, weight in zip(new, row.of_x, strict=True))
 
 
-def check_ends(denoise: Denoise, table: Table, like: jax.ShapeDtypeStruct) -> None:
+def check_ends(denoise: Denoise | Remembering, table: Table, like: jax.ShapeDtypeStruct) -> None:
     """Traces the network once more where a row has alpha = 0 or sigma = 0, if that is known while tracing.
 
     Raises:
       ValueError: a prediction that would be divided by 0 there.
     """
-    rows = table.rows
-    if not all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(rows)):
+    rows, (start, call) = table.rows, remembering(denoise)
+    if not all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(rows._replace(guidance=None))):
         return
     for k in np.flatnonzero((rows.alpha == 0) | (rows.sigma == 0)):
         arrays = jax.tree.map(lambda leaf, k=k: jnp.asarray(leaf[k], like.dtype), rows)
         row = Row(*(float(leaf[k]) for leaf in rows[:5]), *arrays[5:])
-        jax.eval_shape(lambda x, row=row: denoise(x, row), like)
+        jax.eval_shape(lambda x, row=row: call(x, row, start(like)), like)
 
 
 def sample(
-    denoise: Denoise,
+    denoise: Denoise | Remembering,
     table: Table,
     key: jax.Array | None,
     shape: tuple[int, ...],
@@ -101,7 +106,7 @@ def sample(
 
 
 def trajectory(
-    denoise: Denoise,
+    denoise: Denoise | Remembering,
     table: Table,
     key: jax.Array | None,
     shape: tuple[int, ...],
@@ -119,7 +124,7 @@ def trajectory(
 
 
 def _run(
-    denoise: Denoise,
+    denoise: Denoise | Remembering,
     table: Table,
     key: jax.Array | None,
     shape: tuple[int, ...],
@@ -160,17 +165,20 @@ def _run(
             jnp.any(row.update[:, -1] != 0), lambda: draw(first + k, like), lambda: jnp.zeros(shape, dtype)
         )
 
+    remembered, call = remembering(denoise)
+
     @jax.checkpoint  # so that a gradient through the scan stores one state per row, not the network's activations
-    def body(registers: Registers, inputs: tuple[jax.Array, Row]) -> tuple[Registers, Any]:
-        k, row = inputs
-        return step(denoise, row, registers, z_of(k, row)), kept(registers)
+    def body(state: tuple[Registers, Any], inputs: tuple[jax.Array, Row]) -> tuple[tuple[Registers, Any], Any]:
+        (registers, memory), (k, row) = state, inputs
+        found, memory = call(registers[0], row, memory)
+        return (updated(found, row, registers, z_of(k, row)), memory), kept(registers)
 
     zeros = jnp.zeros(shape, dtype)
-    registers = (start, *(zeros for _ in range(table.rows.update.shape[1] - 1)))
+    state = (start, *(zeros for _ in range(table.rows.update.shape[1] - 1))), remembered(like)
     if num_calls is not None:
         row_at = lambda k: jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, k, keepdims=False), table.rows)
-        step_at = lambda k, registers: body(registers, (k.astype(jnp.uint32), row_at(k)))[0]
-        return jax.lax.fori_loop(0, num_calls, step_at, registers)[0], None
+        step_at = lambda k, state: body(state, (k.astype(jnp.uint32), row_at(k)))[0]
+        return jax.lax.fori_loop(0, num_calls, step_at, state)[0][0], None
     rows = jnp.arange(table.num_calls, dtype=jnp.uint32), table.rows
-    registers, states = jax.lax.scan(body, registers, rows)
+    (registers, _), states = jax.lax.scan(body, state, rows)
     return registers[0], states

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ddpm_jax.samplers.denoise import Denoise
+from ddpm_jax.samplers.denoise import Denoise, Remembering, remembering
 from ddpm_jax.samplers.run import check_ends, sample
 from ddpm_jax.samplers.table import REGISTERS, Row, Table
 
@@ -36,8 +36,10 @@ def pad(table: Table, num_calls: int, num_registers: int = len(REGISTERS)) -> Ta
     mean = np.tile([1.0, 0.0], (num_calls, 1))  # rows that do nothing must not divide by 0
     mean[: table.num_calls] = 0 if rows.mean is None else rows.mean
     numbers = (column(values) for values in rows[:5])
+    longer = lambda leaf: np.concatenate([leaf, np.repeat(leaf[-1:], num_calls - table.num_calls, axis=0)])
+    guidance = jax.tree.map(longer, rows.guidance)
     first = np.float64(0) if table.first is None else table.first
-    return Table(Row(*numbers, update=update, of_x=of_x, mean=mean), table.init, first)
+    return Table(Row(*numbers, update=update, of_x=of_x, mean=mean, guidance=guidance), table.init, first)
 
 
 def stack(tables: Sequence[Table]) -> Table:
@@ -65,7 +67,7 @@ class Runner:
       >>> x_0 = run(ddim(grids.leading(schedules.linear(), 50)), jax.random.key(0), jnp.float32(1))
     """
 
-    def __init__(self, make_denoise: Callable[..., Denoise], shape: tuple[int, ...], max_calls: int):
+    def __init__(self, make_denoise: Callable[..., Denoise | Remembering], shape: tuple[int, ...], max_calls: int):
         self.make_denoise, self.shape, self.max_calls = make_denoise, shape, max_calls
 
         def run(
@@ -92,7 +94,9 @@ class Runner:
           ValueError: a table with too many rows; a prediction that says nothing at one of its levels.
         """
         padded = jax.tree.map(np.float32, pad(table, self.max_calls))
-        check_ends(lambda x, row: self.make_denoise(*data)(x, row), table, jax.ShapeDtypeStruct(self.shape, np.float32))
+        made = lambda: remembering(self.make_denoise(*data))  # only where there is something to check
+        once = Remembering(lambda like: made().start(like), lambda x, row, memory: made().denoise(x, row, memory))
+        check_ends(once, table, jax.ShapeDtypeStruct(self.shape, np.float32))
         # np.int32, not int: a weakly typed number would be a second program. One explicit transfer for all of it.
         numbers = jax.device_put((padded, np.int32(table.num_calls), np.uint32(first_index)))
         return self._run(numbers[0], numbers[1], key, numbers[2], x_t, *data)

@@ -15,7 +15,7 @@ The numbers are float64 until they meet an image.
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
@@ -34,6 +34,7 @@ class Row(NamedTuple):
     `variance` at most (log beta above log beta_tilde); where nothing is learned, spread is 0. `of_x` are the weights of
     X that `eliminate_x` has written as alpha x_0 + sigma eps; None stands for zeros. `mean` is (coef1, coef2) of
     samplers whose X is coef1 x_0 + coef2 x + std z, as `ddpm`; (0, 0) of all others, so that what divides by it shows.
+    `guidance` is what guidance reads here by name, such as its scale, see `guidance.on`; 0 where there is none.
     """
 
     time: Any  # what the network is told
@@ -44,6 +45,12 @@ class Row(NamedTuple):
     update: Any  # [R, R + 3]
     of_x: Any = None  # [R]
     mean: Any = None  # [2]
+    guidance: Any = None  # a mapping of names to numbers, or to [B] of them, one of each example
+
+
+def guidance_of(row: Row) -> Mapping[str, Any]:
+    """What guidance reads, by name; nothing where there is none."""
+    return row.guidance if isinstance(row.guidance, Mapping) else {}
 
 
 class Table(NamedTuple):
@@ -89,7 +96,7 @@ def row(
             raise unknown("register", name, REGISTERS)
         update[REGISTERS.index(name)] = combination
     variance = update[0, -1] ** 2 if variance is None else variance
-    return Row(level.time, level.alpha, level.sigma, variance, spread, update, np.zeros(len(REGISTERS)), mean)
+    return Row(level.time, level.alpha, level.sigma, variance, spread, update, np.zeros(len(REGISTERS)), mean, 0.0)
 
 
 P = ParamSpec("P")

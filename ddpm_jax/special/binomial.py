@@ -210,7 +210,8 @@ def trajectory(
       shape: [B, ...] of x_0.
     """
     keys = example_keys(key, 0, shape[0])
-    uniforms = lambda t: jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, t), shape[1:]))(keys)
+    uniform = lambda key, t: jax.random.uniform(jax.random.fold_in(key, t), shape[1:], jnp.float32)
+    uniforms = lambda t: jax.vmap(uniform, in_axes=(0, None))(keys, t)
 
     def step(x_t: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
         output = model_fn(x_t, jnp.full(shape[:1], schedule.timesteps[t], jnp.float32))

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from ddpm_jax.config.run import TrainConfig
-from ddpm_jax.runs.checkpoint import Checkpoints, Say, checkpoints, items_of, load_run, with_items
+from ddpm_jax.runs.checkpoint import Saved, Say, T, items_of, load_run, with_items
 from ddpm_jax.runs.leaves import listing
 from ddpm_jax.train.state import Params, TrainState
 
@@ -22,8 +22,8 @@ def check(config: TrainConfig, template: TrainState, say: Say) -> None:
       FileNotFoundError: no run in begin_from, or no checkpoint of it.
       ValueError: all its checkpoints are damaged, or they are of another network; or a fork has no steps left.
     """
-    with _opened(config) as saved:
-        _check(saved, _newest(config, saved, say), config, template)
+    saved = _opened(config)
+    _newest(saved, lambda step: _check(saved, step, config, template), say)
 
 
 def first_state(
@@ -47,13 +47,14 @@ def first_state(
       FileNotFoundError, ValueError: as `check`.
     """
     begin = jax.jit(start, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, template))
-    with _opened(config) as saved:
-        step = _newest(config, saved, say)
+    saved = _opened(config)
+
+    def read(step: int) -> TrainState:
         _check(saved, step, config, template)
         say(f"beginning with {config.begin_with} of {config.begin_from}, step {step}")
         if config.begin_with != "all":
             item = _parameters(config)
-            return begin(saved.read(step, {item: template.params})[item]), step
+            return begin(saved.read(step, {item: template.params})[item])
         fitting = items_of(template)
         for name in [name for name in fitting if name not in WHOLE]:
             if wrong := saved.misfits(step, name, fitting[name]):
@@ -61,27 +62,29 @@ def first_state(
                 del fitting[name]
         items = saved.read(step, fitting)
         count = jax.device_put(np.int32(step), template.step.sharding)
-        return with_items(begin(items["params"]), count, items), step
+        return with_items(begin(items["params"]), count, items)
+
+    return _newest(saved, read, say)
 
 
-def _opened(config: TrainConfig):
+def _opened(config: TrainConfig) -> Saved:
     assert config.begin_from is not None
     directory = Path(config.begin_from)
     try:
         load_run(directory)
+        return Saved(directory)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"train.begin_from: {error}") from None
-    return checkpoints(directory)
 
 
-def _newest(config: TrainConfig, saved: Checkpoints, say: Say) -> int:
+def _newest(saved: Saved, read: Callable[[int], T], say: Say) -> tuple[T, int]:
     try:
-        return saved.newest(say)
+        return saved.newest(read, say)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"train.begin_from: {error}") from None
 
 
-def _check(saved: Checkpoints, step: int, config: TrainConfig, template: TrainState) -> None:
+def _check(saved: Saved, step: int, config: TrainConfig, template: TrainState) -> None:
     if config.begin_with == "all" and step >= config.num_steps:
         raise ValueError(
             f"train.begin_with 'all' goes on from step {step} of {config.begin_from}: "

@@ -1,24 +1,26 @@
 """The only training loop: batches in; states, checkpoints, pictures and numbers out."""
 
+import contextlib
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import jax
 import numpy as np
 
-from ddpm_jax import data
+from ddpm_jax import data, images, keys
 from ddpm_jax.config import defaults
-from ddpm_jax.config.run import Config, ParallelConfig, TrainConfig
+from ddpm_jax.config.run import Config, ParallelConfig
 from ddpm_jax.host import processes
 from ddpm_jax.host.picture_files import save_grid
 from ddpm_jax.host.storage import Say, retrying
-from ddpm_jax.runs import checkpoint, environment, posthoc
-from ddpm_jax.train import begin, ema, guards, mesh, state, step, task, tasks
+from ddpm_jax.runs import checkpoint, environment, occupying, posthoc
+from ddpm_jax.train import agreement, begin, ema, guards, mesh, state, step, task, tasks
+from ddpm_jax.train.due import Clock, due
 from ddpm_jax.train.metrics import MetricsLog, plot_loss
 
 
@@ -72,6 +74,13 @@ class Run:
         """The indices in the data of the batch that step k, counted from 1, is computed from."""
         train = self.config.train
         return data.batch_indices(train.seed, k - 1, train.batch_size, len(self.source))
+
+    @cached_property
+    def info(self) -> checkpoint.RunInfo:
+        """What its directory says of it."""
+        read = data.fingerprint(self.source, self.task.reads)
+        classes = self.source.classes if "label" in self.task.reads else None
+        return checkpoint.RunInfo(self.config, self.source.image_shape, len(self.source), read, classes)
 
     def init(self) -> state.TrainState:
         """The state before step 0."""
@@ -130,8 +139,9 @@ def prepare(
       make_task: what is trained.
 
     Raises:
-      ValueError: a configuration that does not fit its data or its devices.
+      ValueError: a configuration that does not fit its data or its devices; JAX set so that a run would be another.
     """
+    environment.check()
     devices = devices or processes.all_devices()
     step.check_batch_size(config.train.batch_size, len(devices), config.train.accumulate)  # before anything slow
     check_steps_per_call(config.train.steps_per_call, devices)
@@ -140,7 +150,7 @@ def prepare(
     if source is None:
         source = processes.first_before_others(lambda: data.load(config.data.name, **config.data.arguments(), say=say))
     config = defaults.resolved(config, source.image_shape)
-    key_init, key_train, key_sample = jax.random.split(jax.random.key(config.train.seed), 3)
+    key_init, key_train, key_sample = jax.random.split(keys.make(config.train.seed), 3)
     made = of_data(config, source, key_train)
     train_step = spread.make_train_step(
         made,
@@ -176,7 +186,7 @@ def fit(config: Config, workdir: Path, report: Report, make_task: tasks.MakeTask
     """Train to config.train.num_steps from the newest checkpoint in workdir, or from the beginning.
 
     The state after step k is a function of (config, k): to stop anywhere and call this again changes nothing. SIGTERM
-    saves the state of the step that is running, and returns.
+    or Ctrl-C saves the state of the step that is running, and returns.
 
     Returns:
       The number of steps the state in workdir has seen.
@@ -190,9 +200,10 @@ def fit(config: Config, workdir: Path, report: Report, make_task: tasks.MakeTask
     # What processes do together, one of them cannot do again by itself.
     together = again if jax.process_count() == 1 else lambda function: function
     say = report.say if processes.is_first() else lambda message: None
+    processes.agree(agreement.told(config, workdir))
     run = together(prepare)(config, say=say, make_task=make_task)
-    enter(run, workdir, report)
     with (
+        entered(run, workdir, report) as still_ours,
         checkpoint.checkpoints(workdir, keep=config.train.keep_checkpoints) as saved,
         processes.preemption() as asked_to_stop,
     ):
@@ -204,7 +215,7 @@ def fit(config: Config, workdir: Path, report: Report, make_task: tasks.MakeTask
             environment.record(workdir, done, begun_from_step)
             if done and (changes := environment.changes(workdir)):
                 report.say(f"going on with {'; '.join(changes)}: not in the bits of a run that was never stopped")
-        after = _After(run, workdir, make_watch(run, saved, report), log, save, report)
+        after = _After(run, workdir, make_watch(run, saved, report), log, save, report, still_ours)
         report.start(done, last)
         previous = None
         for k, batch in data.prefetch(again(run.batches), calls(done, last, config.train.steps_per_call)):
@@ -224,6 +235,7 @@ def fit(config: Config, workdir: Path, report: Report, make_task: tasks.MakeTask
             _save_picture(workdir / "samples.png", run, train_state)
             if log is not None:
                 plot_loss(workdir / "metrics.jsonl", workdir / "loss.png")
+            _finish(workdir, run, train_state)
         return done
 
 
@@ -238,16 +250,18 @@ class _After:
         log: MetricsLog | None,
         save: Callable[[state.TrainState], None],
         report: Report,
+        still_ours: Callable[[], None],
     ):
         self._run, self._workdir, self._watch, self._log = run, workdir, watch, log
-        self._save, self._report = save, report
-        self._clock = _Clock(run.config.train.checkpoint_minutes)
+        self._save, self._report, self._still_ours = save, report, still_ours
+        self._clock = Clock(run.config.train.checkpoint_minutes)
 
     def __call__(self, k: int, train_state: state.TrainState, metrics: guards.Metrics, stop: bool) -> None:
         """After step k, which is the last for now if the run is asked to stop."""
         run, train = self._run, self._run.config.train
+        self._still_ours()
         self._watch.add(k, metrics)
-        now = due(train, k)
+        now = due(run.config, k)
         save = now.save or stop or (now.log and self._clock.is_due())
         values = self._watch.look() if now.log or now.average or save else {}
         if now.log and self._log is not None:
@@ -260,29 +274,55 @@ class _After:
             self._save(run.spread.whole(train_state))
             self._clock.restart()
         if stop:
-            self._report.say(f"SIGTERM: stopping after step {k}, whose state is being saved")
-        elif now.draw:
+            self._report.say(f"asked to stop: step {k} is the last for now, and its state is being saved")
+            return
+        if now.draw:
             _save_picture(self._workdir / "samples" / f"step_{k:07d}.png", run, train_state)
+        if now.evaluate and isinstance(run.task, task.Evaluates):
+            self._evaluate(k, run.task, train_state)
+
+    def _evaluate(self, k: int, measures: task.Evaluates, train_state: state.TrainState) -> None:
+        begin = time.perf_counter()
+        found = measures.evaluate(mesh.on_one_device(train_state.ema_params))
+        if self._log is not None and found:
+            self._log.evaluated(k, found, time.perf_counter() - begin)
+            self._report.say(f"step {k}: {', '.join(f'{name} {value:.4g}' for name, value in found.items())}")
 
 
-def enter(run: Run, workdir: Path, report: Report) -> None:
-    """Make the run's directory, and say what is trained there; or check that it is this run's.
+@contextlib.contextmanager
+def entered(run: Run, workdir: Path, report: Report) -> Iterator[Callable[[], None]]:
+    """Make the run's directory, and say what is trained there; or check that it is this run's. Nobody else trains there
+    until the block ends; what it is given raises OSError in the first process where that did not hold.
 
-    Before that, whether what it begins from, which has its network, is there.
+    Before that, whether all processes have the same data and versions, and whether what it begins from, which has its
+    network, is there.
 
     Raises:
-      ValueError, OSError: as begin.check and checkpoint.open_run.
+      ValueError, OSError: as processes.agree, begin.check and occupying.occupied.
     """
-    info = checkpoint.RunInfo(run.config, run.source.image_shape, len(run.source))
+    info = retrying(report.say)(lambda: run.info)()
+    processes.agree(environment.decisive(info))
     begins = not (workdir / "config.json").exists()
     if begins and run.config.train.begin_from is not None:
         begin.check(run.config.train, run.template(), report.say)
-    processes.from_first(lambda: checkpoint.open_run(workdir, info))
-    if begins and run.config.train.begin_from is None and processes.is_first():
-        params = jax.eval_shape(run.task.init, run.key_init)
-        report.say(run.task.described(sum(leaf.size for leaf in jax.tree.leaves(params))))
-        if set(run.source.spec) - set(run.task.reads):
-            report.say(f"{data.describe(run.source)}; this run uses the {' and '.join(run.task.reads)}s only")
+    with contextlib.ExitStack() as stack:
+        mine = []  # in the first process
+
+        def occupy() -> None:
+            before = checkpoint.find_run(workdir)
+            mine.append(stack.enter_context(occupying.occupied(workdir, info, report.say)))
+            if before is not None and not before.fingerprint:
+                report.say(f"{workdir} does not say which data it began with: they are taken to be these from now on")
+
+        processes.from_first(occupy)
+        if begins and run.config.train.begin_from is None and processes.is_first():
+            params = jax.eval_shape(run.task.init, run.key_init)
+            report.say(run.task.described(sum(leaf.size for leaf in jax.tree.leaves(params))))
+            if (planes := images.shown_as(run.source.image_shape[-1])) is not None:
+                report.say(planes)
+            if set(run.source.spec) - set(run.task.reads):
+                report.say(f"{data.describe(run.source)}; this run uses the {'s and '.join(run.task.reads)}s only")
+        yield mine[0].check if mine else lambda: None
 
 
 def first_state(
@@ -311,37 +351,14 @@ def make_watch(run: Run, saved: checkpoint.Checkpoints, report: Report) -> guard
     )
 
 
-class Due(NamedTuple):
-    """What a run does after a step."""
-
-    log: bool
-    save: bool
-    draw: bool
-    average: bool
-
-
-def due(config: TrainConfig, k: int) -> Due:
-    """What is done after step k: every so many steps, and after the last."""
-    intervals = (config.log_every, config.checkpoint_every, config.sample_every, config.average_every)
-    return Due(*(every is not None and (k % every == 0 or k == config.num_steps) for every in intervals))
-
-
-class _Clock:
-    """Minutes since the last checkpoint, as the first process measures them."""
-
-    def __init__(self, minutes: float | None):
-        self.seconds = None if minutes is None else 60 * minutes
-        self.restart()
-
-    def restart(self) -> None:
-        self.start = time.monotonic()
-
-    def is_due(self) -> bool:
-        seconds = self.seconds
-        return seconds is not None and processes.from_first(lambda: time.monotonic() - self.start >= seconds)
-
-
 def _save_picture(path: Path, run: Run, train_state: state.TrainState) -> None:
     params = mesh.on_one_device(train_state.ema_params)  # of every process; the others need not draw the same pictures
     if processes.is_first() and (pictures := run.task.pictures(params, run.key_sample)) is not None:
         save_grid(path, pictures)
+
+
+def _finish(workdir: Path, run: Run, train_state: state.TrainState) -> None:
+    if isinstance(run.task, task.Finishes):
+        params = mesh.on_one_device(train_state.ema_params)
+        if processes.is_first():
+            run.task.finish(params, workdir)

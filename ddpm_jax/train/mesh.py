@@ -59,11 +59,15 @@ def shard(read: Read, batch_size: int, mesh: Mesh) -> Batch:
     """
     check_batch_size(batch_size, mesh.size)
     sharding = NamedSharding(mesh, BATCH)
-    places = sharding.addressable_devices_indices_map((batch_size,))
-    parts = [jax.device_put(read(index[0]), device) for device, index in places.items() if index is not None]
-    whole = lambda *leaves: jax.make_array_from_single_device_arrays(
-        (batch_size, *leaves[0].shape[1:]), sharding, list(leaves)
-    )
+    places = sharding.addressable_devices_indices_map((batch_size,)).values()
+    rows = [index[0] for index in places if index is not None]
+    starts, parts = [part.start for part in rows], [read(part) for part in rows]
+
+    def whole(*leaves: Any) -> jax.Array:
+        """Of the rows of each device. One call for all: placing them one by one takes four times as long."""
+        of_place = lambda index: leaves[starts.index(index[0].start)]  # pyright: ignore[reportOptionalSubscript]
+        return jax.make_array_from_callback((batch_size, *leaves[0].shape[1:]), sharding, of_place)
+
     return jax.tree.map(whole, *parts)
 
 

@@ -32,6 +32,16 @@ class MetricsLog:
         rate = (step - step_before) * batch_size / (now - time_before)
         self._before = step, now
         values = {**values, "images_per_second": rate}
+        self._add(step, values)
+        return values
+
+    def evaluated(self, step: int, values: dict[str, float], seconds: float) -> None:
+        """Add a line with what was measured of the pictures, in so many seconds, which no image was trained in."""
+        self._add(step, values)
+        step_before, time_before = self._before
+        self._before = step_before, time_before + seconds
+
+    def _add(self, step: int, values: dict[str, float]) -> None:
         finite = {name: value for name, value in values.items() if math.isfinite(value)}
         with naming(self._path):
             self._file.write(json.dumps({"step": step, **finite}) + "\n")
@@ -40,7 +50,6 @@ class MetricsLog:
             with naming(self._path.with_name("tensorboard")):
                 for name, value in values.items():
                     self._events.add_scalar(name, np.float32(value), step)
-        return values
 
     def close(self) -> None:
         self._file.close()

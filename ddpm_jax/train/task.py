@@ -11,7 +11,8 @@ batch and on state.step alone, draws included; then a step is the same on any nu
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -88,6 +89,29 @@ class Task(Protocol):
 
     def described(self, num_parameters: int) -> str:
         """What is trained, in one line, for whoever starts a run."""
+        ...
+
+
+@runtime_checkable
+class Evaluates(Protocol):
+    """What a task may have beside: numbers that say how good its average is."""
+
+    def evaluate(self, params: Params) -> dict[str, float]:
+        """Numbers by name, the same in every process; all call it, with the average on one of their devices."""
+        ...
+
+
+@runtime_checkable
+class Finishes(Protocol):
+    """What a task may have beside: something to leave in the run's directory when it is trained."""
+
+    def finish(self, params: Params, workdir: Path) -> None:
+        """After the last step, in the first process, and again where a run that is trained is started again.
+
+        Args:
+          params: their average, on one device.
+          workdir: of the run; what is written there takes the place of what a call before wrote.
+        """
         ...
 
 

@@ -98,6 +98,8 @@ def test_samples_depend_on_the_seed_only(run, tmp_path):
     assert five.shape == (5, 8, 8, 1) and five.dtype == np.uint8
     np.testing.assert_array_equal(sample(run, tmp_path / "b.npz", "-n", "5", "--batch-size", "2"), five)
     np.testing.assert_array_equal(sample(run, tmp_path / "c.npz", "-n", "2"), five[:2])
+    with jax.default_prng_impl("rbg"):  # as JAX_DEFAULT_PRNG_IMPL on many TPUs
+        np.testing.assert_array_equal(sample(run, tmp_path / "r.npz", "-n", "5", "--batch-size", "2"), five)
     assert (sample(run, tmp_path / "d.npz", "-n", "5", "--seed", "1") != five).any()
     assert (sample(run, tmp_path / "e.npz", "-n", "5", "--sampler", "ddpm") != five).any()
 
@@ -139,7 +141,7 @@ def test_the_picture_shows_the_samples(run, tmp_path):
 @pytest.mark.parametrize(
     "command, message",
     [
-        ("trian", r"unknown command 'trian'; did you mean 'train'\? \(known: train, sample, convert, nll, parity,"),
+        ("trian", r"unknown command 'trian'; did you mean 'train'\? \(known: train, sample, evaluate, convert, nll,"),
         ("train --train.num-stepz 4", r"Unrecognized options: --train.num-stepz.*--train.num-steps INT"),
         ("train --train.num-steps many", r"--train.num-steps.*'many'.*INT"),
         ("train --model.dtype float16", r"'float16'.*--model.dtype.*'float32', 'bfloat16'"),
@@ -178,7 +180,8 @@ def test_the_picture_shows_the_samples(run, tmp_path):
         ("sample", r"ddpm-jax sample.*required"),
         ("sample RUN --sampler plsm", r"unknown sampler 'plsm'; did you mean 'plms'"),
         ("sample RUN --grid karas", r"unknown grid 'karas'; did you mean 'karras'"),
-        ("sample RUN --grid karras --timesteps 9 0", r"give either grid or timesteps, got 'karras' and \[9, 0\]"),
+        ("sample RUN --grid karras --timesteps 9 0", r"give either --grid or --timesteps, got 'karras' and \[9, 0\]"),
+        ("sample RUN --num-steps 5 --timesteps 9 0", r"give either --num-steps or --timesteps, got 5 and \[9, 0\]"),
         ("samplers show pndm --grid karras", r"need a grid of the schedule's timesteps"),
         ("sample RUN --sampler ddpm_learned_range", r"variance is 'learned_range' .* got one with 'fixed_large'"),
         ("sample RUN --num-steps 0", r"num_steps must be a whole number in \[1, 1000\], got 0"),
@@ -271,7 +274,11 @@ def test_help_has_the_options_of_the_network(capsys):
     with pytest.raises(SystemExit):
         cli.main(["train", "--model", "dit", "--help"])
     out = capsys.readouterr().out
-    assert "--model {unet,dit,uvit}" in out and "--model.patch-size" in out and "--model.channels" not in out
+    assert (
+        "--model {unet,dit,uvit,classifier,kl,vq,fsq}" in out
+        and "--model.patch-size" in out
+        and "--model.channels" not in out
+    )
 
 
 def test_differences_leave_out_what_may_change():
@@ -282,8 +289,8 @@ def test_differences_leave_out_what_may_change():
 # ------------------------------------------------------------------------------------------------------ experiments
 
 EXPERIMENTS = Path(__file__).parent.parent.parent / "experiments"
-CONFIGS = ("digits", "mnist", "cifar10", "mnist_simple", "mnist_hybrid", "iddpm_cifar10", "iddpm_imagenet64",
-           "adm_imagenet256")  # fmt: skip
+CONFIGS = ("digits", "digits_dit", "digits_uvit", "mnist", "cifar10", "mnist_simple", "mnist_hybrid", "iddpm_cifar10",
+           "iddpm_imagenet64", "adm_imagenet256")  # fmt: skip
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -340,7 +347,11 @@ def test_experiments_run(name, tmp_path):
 
 @pytest.mark.parametrize(
     ("command", "said"),
-    [("train", "stopped; the same command goes on from what it has written"), ("sample", "stopped")],
+    [
+        ("train", "stopped; the same command goes on from what it has written"),
+        ("sample", "stopped; the same command goes on from what it has written"),
+        ("convert", "stopped"),
+    ],
 )
 def test_ctrl_c_promises_to_go_on_only_where_it_does(command, said, monkeypatch, capsys):
     def interrupted(argv):
@@ -349,4 +360,32 @@ def test_ctrl_c_promises_to_go_on_only_where_it_does(command, said, monkeypatch,
     monkeypatch.setitem(cli.COMMANDS, command, interrupted)
     with pytest.raises(SystemExit) as stop:
         cli.main([command])
-    assert stop.value.code == 1 and capsys.readouterr().err == f"ddpm-jax: {said}\n"
+    assert stop.value.code == 130 and capsys.readouterr().err == f"ddpm-jax: {said}\n"
+
+
+def test_what_jax_cannot_compute_is_one_line(monkeypatch, capsys):
+    """Most often of memory; with the traceback where that is asked for."""
+
+    def too_much(argv):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED.\nWhere: here")
+
+    monkeypatch.setitem(cli.COMMANDS, "sample", too_much)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["sample"])
+    assert stop.value.code == 2 and capsys.readouterr().err == (
+        "ddpm-jax: JAX cannot compute this here, where fewer images at once may help: RESOURCE_EXHAUSTED.\n"
+    )
+    monkeypatch.setenv("DDPM_JAX_TRACEBACK", "1")
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        cli.main(["sample"])
+
+
+def test_more_images_at_once_than_xla_can_count(run, tmp_path, capsys):
+    """It would end the process."""
+    out = f"{tmp_path}/x/"
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["sample", str(run), "-n", "1000000000", "--batch-size", "1000000000", "--out", out])
+    error = capsys.readouterr().err.strip()
+    assert stop.value.code == 2 and re.search(r"ddpm-jax: batch_size must be at most \d+, got 1000000000$", error), (
+        error
+    )

@@ -133,10 +133,10 @@ def test_a_picture_lies_in_the_run_or_beside_the_caller(run, converted, tmp_path
     before = sorted(converted.rglob("*"))
     cli.main(["sample", str(converted), "--num-steps", "2", "-n", "1"])
     cli.main(["sample", str(run), "--num-steps", "2", "-n", "1", "--seed", "1"])
-    assert [path.name for path in tmp_path.iterdir()] == ["folder_2_seed0.png"]
-    assert Image.open(tmp_path / "folder_2_seed0.png").size == (50, 50)
-    assert (run / "ddim_2_seed1.png").is_file() and sorted(converted.rglob("*")) == before
-    assert "1 images: folder_2_seed0.png" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.iterdir()] == ["folder_2_n1_seed0.png"]
+    assert Image.open(tmp_path / "folder_2_n1_seed0.png").size == (50, 50)
+    assert (run / "step2_ddim_2_n1_seed1.png").is_file() and sorted(converted.rglob("*")) == before
+    assert "1 images: folder_2_n1_seed0.png" in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------------------------------------ classes and latents
@@ -223,7 +223,7 @@ def test_settings_of_a_network_are_given_in_a_file(checkpoint, tmp_path, capsys)
     [
         ("sample CONVERTED --label 1", r"the network has no classes, got label 1"),
         ("sample CLASSES --label 3", r"the network has the labels 0 .. 2, got label 3"),
-        ("sample CLASSES --guidance-scale 2", r"no label that stands for no class, got guidance_scale 2.0"),
+        ("sample CLASSES --guidance-scale 2", r"no label that stands for no class, got --guidance-scale 2"),
         ("sample CLASSES --grid karras", r"its own sampler comes with its own steps: .* with grid 'karras'"),
         ("sample CLASSES --timesteps 9 0", r"its own steps: give a sampler together with timesteps \[9, 0\]"),
         ("sample CLASSES --num-steps 101", r"num_steps must be a whole number in \[1, 100\], got 101"),
@@ -253,7 +253,7 @@ def test_settings_of_a_network_are_given_in_a_file(checkpoint, tmp_path, capsys)
         ("nll RUN --data.name digits", r"--data.name digits is for what is no run: .*run is one, of 'digits'"),
         ("nll RUN --data.image-size 8", r"--data.image-size 8 is for what is no run"),
         ("nll RUN --config one.json", r"--config one.json says what networks of other projects .*run is a run"),
-        ("nll CLASSES --data.name digits", r"needs one of 3 labels \(y=\), which nll does not give"),
+        ("nll CLASSES --data.name digits", r"the images of train have shape \(8, 8, 1\), the network's \(4, 4, 3\)"),
         ("nll LATENT --data.name digits", r"bits per dimension are those of images, and this network .* latents"),
         ("learn-sampler CLASSES", r"needs one of 3 labels \(y=\), which learn-sampler does not give"),
         ("learn-sampler RUN --config one.json", r"--config one.json says what networks .*run is a run"),

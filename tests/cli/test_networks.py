@@ -1,4 +1,4 @@
-"""Every network that can be trained, through the command line: train, go on, sample, nll, other averages, convert."""
+"""Every network that draws, through the command line: train, go on, sample, nll, other averages, convert."""
 
 import json
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ddpm_jax import cli
-from ddpm_jax.config.networks import NETWORKS
+from ddpm_jax.config.tasks import TASKS
 
 SMALL = {
     "dit": "--model.width 8 --model.depth 2 --model.num-heads 2 --model.patch-size 4 --model.dtype bfloat16"
@@ -24,9 +24,9 @@ REFUSED = {"dit": "diffusers has no DiT without classes", "uvit": "diffusers has
 pytestmark = pytest.mark.usefixtures("optax_promotes")
 
 
-@pytest.mark.parametrize("name", sorted(set(NETWORKS) - {"unet"}))
+@pytest.mark.parametrize("name", sorted(set(TASKS["diffusion"].networks) - {"unet"}))
 def test_a_network_through_every_command(name, tmp_path, capsys):
-    run, pictures = tmp_path / "run", tmp_path / "a.npz"
+    run = tmp_path / "run"
     command = ["train", "--model", name, *SMALL[name].split(), *COMMON.split(), "--workdir", str(run)]
     cli.main([*command, "--train.num-steps", "2"])
     assert f"--model {name} --model.width 8 --model.depth" in capsys.readouterr().out
@@ -34,6 +34,7 @@ def test_a_network_through_every_command(name, tmp_path, capsys):
     assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [2, 4]
     drawn = {}
     for average in ([], ["--ema-sigma", "0.15"]):
+        pictures = tmp_path / f"{len(average)}.npz"
         cli.main(["sample", str(run), "-n", "2", "--out", str(pictures), *average])
         drawn[len(average)] = dict(np.load(pictures))["images"]
         assert drawn[len(average)].shape == (2, 8, 8, 1)

@@ -78,11 +78,14 @@ def test_experiments_train_what_they_did(path):
     if "\nconfig = " not in path.read_text():
         pytest.skip("no configuration")
     found = runpy.run_path(str(path))
+    if not isinstance(found["config"].model, ModelConfig):
+        pytest.skip("its network is newer than these defaults")
     for config in (found["config"], found.get("smoke", found["config"])):
         size = SIZES[config.data.name]
         old = {name: getattr(DIGITS, name) if value is None else value for name, value in vars(config.model).items()}
         rate = 6e-3 if config.optimizer.learning_rate is None else config.optimizer.learning_rate
-        expected = replace(config, model=ModelConfig(**old), optimizer=replace(config.optimizer, learning_rate=rate))
+        others = {"optimizer": replace(config.optimizer, learning_rate=rate), "condition": config.condition.resolved()}
+        expected = replace(config, model=ModelConfig(**old), **others)
         assert differences(expected, resolved(config, (size, size, 1 if size < 32 else 3))) == []
 
 
@@ -90,7 +93,8 @@ def entered(workdir, config) -> list[str]:
     """What is said when a run of this configuration begins or goes on; nothing is trained."""
     said: list[str] = []
     report = type("Report", (), {"say": staticmethod(said.append)})
-    loop.enter(loop.prepare(config), workdir, report)  # type: ignore[reportArgumentType]
+    with loop.entered(loop.prepare(config), workdir, report):  # type: ignore[reportArgumentType]
+        pass
     return said
 
 
@@ -124,7 +128,8 @@ def test_a_directory_of_before_is_the_run_of_what_it_says(tmp_path):
     found = checkpoint.load_run(tmp_path / "run")
     assert to_dict(found.config) == values
     checkpoint.open_run(tmp_path / "run", found)
-    assert json.loads((tmp_path / "run" / "config.json").read_text()) == json.loads(text)
+    added = {"fingerprint": {}, "classes": None}
+    assert json.loads((tmp_path / "run" / "config.json").read_text()) == json.loads(text) | added
     with pytest.raises(ValueError, match=r"model\.channels: 24, now 32"):
         checkpoint.open_run(tmp_path / "run", checkpoint.RunInfo(Config(), (12, 12, 3), 8))
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from ddpm_jax.config.fields import FREE
-from ddpm_jax.config.run import Config, OptimizerConfig, SampleConfig, TrainConfig
+from ddpm_jax.config.run import Config, ObjectiveConfig, OptimizerConfig, SampleConfig, TrainConfig
 
 
 @pytest.mark.parametrize(
@@ -47,5 +47,12 @@ def test_what_may_change_when_a_run_is_continued():
         "data.dir", "sample", "train.num_steps", "train.log_every", "train.checkpoint_every",
         "train.checkpoint_minutes", "train.keep_checkpoints", "train.average_every", "train.sample_every",
         "train.accumulate", "train.steps_per_call", "train.non_finite", "train.max_skipped", "model.remat",
-        "model.remat_policy", "parallel",
+        "model.remat_policy", "parallel", "evaluate",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("setting", [{"weighting": "snr"}, {"weighting_arguments": {"gamma": 5.0}}])
+@pytest.mark.parametrize("loss", ["vlb", "edm"])
+def test_a_loss_that_weighs_no_t_takes_no_weighting(loss, setting):
+    with pytest.raises(ValueError, match=rf"objective.{next(iter(setting))} .* .simple., got .*{loss}"):
+        ObjectiveConfig(loss=loss, **setting)

@@ -11,9 +11,10 @@ import pytest
 from ddpm_jax import build
 from ddpm_jax.cli.train import TrainArguments
 from ddpm_jax.config.defaults import described, resolved
-from ddpm_jax.config.networks import NETWORKS, UNetConfig, network
+from ddpm_jax.config.networks import NETWORKS, ClassifierConfig, UNetConfig, network
 from ddpm_jax.config.networks.transformers import DiTConfig, UViTConfig, heads, patch_size
 from ddpm_jax.config.run import Config, ObjectiveConfig, differences, from_dict, to_dict
+from ddpm_jax.interop import openai
 from ddpm_jax.runs import checkpoint
 from ddpm_jax.tools.plan.command import PlanArguments
 
@@ -74,7 +75,8 @@ def test_json_says_which(kind):
 @pytest.mark.parametrize(
     "shape, expected",
     [
-        ((8, 8, 1), (2, 1)), ((1, 1, 1), (1, 1)), ((28, 28, 1), (2, 1)), ((32, 32, 3), (2, 1)), ((64, 96, 3), (8, 1)),
+        ((8, 8, 1), (4, 1)), ((8, 16, 1), (4, 1)), ((6, 6, 1), (3, 1)), ((1, 1, 1), (1, 1)), ((28, 28, 1), (2, 1)),
+        ((32, 32, 3), (2, 1)), ((64, 96, 3), (8, 1)),
         ((15, 21, 3), (3, 1)), ((51, 64, 3), (1, 51 * 64)), ((256, 256, 3), (16, 1)),
     ],
 )  # fmt: skip
@@ -85,6 +87,57 @@ def test_patches_are_small_but_few(shape, expected):
         config = resolved(Config(model=kind()), shape)
         assert ("slow, as it attends among 51 x 64" in described(config, shape, 1)) == (slow_places > network.ATTENDED)
         assert resolved(config, (4, 4, 3)) == config
+
+
+@pytest.mark.parametrize(
+    "given, shape, expected",
+    [
+        ({}, (8, 8, 1), (16, (1, 2), (4,), 8, 16)),
+        ({"channels": 24}, (8, 8, 1), (24, (1, 2), (4,), 8, 24)),
+        ({"channels": 24, "channel_multipliers": (1, 3)}, (32, 32, 3), (24, (1, 3), (16,), 12, 24)),
+        ({}, (64, 64, 3), (64, (1, 1, 2, 2, 4), (16,), 32, 64)),
+        ({"channels": 192}, (64, 64, 3), (192, (1, 1, 2, 2, 4), (16,), 32, 64)),
+        ({"num_heads": 2, "pool": "adaptive"}, (8, 8, 1), (16, (1, 2), (4,), 8, None)),
+    ],
+)
+def test_the_classifier_of_a_size(given, shape, expected):
+    """ADM's where it says nothing of the size."""
+    config = resolved(Config(task="classifier", model=ClassifierConfig(**given)), shape)
+    names = ("channels", "channel_multipliers", "attention_resolutions", "num_groups", "num_head_channels")
+    assert tuple(getattr(config.model, name) for name in names) == expected
+    assert isinstance(config.model, ClassifierConfig)
+    assert resolved(config, (4, 4, 3)) == config
+    assert config.optimizer.learning_rate == (2e-3 if shape[0] == 8 else 3e-4)
+    model = build.make_model(config, shape, tuple("abcdefg"))
+    like_adm = openai.classifier_from_config(
+        {"in_channels": 3, "model_channels": 32, "out_channels": 7, "num_res_blocks": 1, "attention_resolutions": (2,)}
+        | {"num_head_channels": 16, "use_scale_shift_norm": True, "resblock_updown": True, "pool": model.pool}
+    )
+    sizes = ("channels", "channel_multipliers", "attention_resolutions", "attention_factors", "num_groups",
+             "num_heads", "num_head_channels")  # fmt: skip
+    same = [name for name in vars(like_adm) if name not in (*sizes, "parent", "name") and not name.startswith("_")]
+    assert len(same) > 12 and [getattr(model, name) for name in same] == [getattr(like_adm, name) for name in same]
+
+
+def test_a_classifier_without_classes_is_not_built():
+    with pytest.raises(ValueError, match=r"--task classifier learns labels, and these data have none"):
+        build.make_model(Config(task="classifier", model=ClassifierConfig()), (8, 8, 1))
+
+
+def test_settings_reach_the_classifier():
+    """Every setting; what each does there is the business of tests/models and tests/interop."""
+    values = {"channels": 8, "channel_multipliers": (1, 1), "num_res_blocks": 2, "attention_resolutions": (8,),
+              "dropout": 0.5, "num_groups": 4, "norm_eps": 1e-3, "num_heads": 2, "scale_shift_norm": False,
+              "downsample": "conv", "downsample_padding": 0, "time_cosine_first": False, "time_endpoint": True,
+              "pool": "adaptive", "remat": True, "remat_policy": "products"}  # fmt: skip
+    given = ClassifierConfig(dtype="bfloat16", **values)
+    model = build.make_model(Config(task="classifier", model=given), (8, 8, 1), tuple("abcd"))
+    assert {name: getattr(model, name) for name in values} == values
+    assert (model.out_channels, model.dtype, model.num_head_channels) == (4, jnp.dtype("bfloat16"), None)
+    assert not any(value == vars(ClassifierConfig())[name] for name, value in values.items())
+    heads = replace(given, num_heads=1, num_head_channels=2)
+    assert build.make_model(Config(task="classifier", model=heads), (8, 8, 1), ("a", "b")).num_head_channels == 2
+    assert {*values, "num_head_channels", "dtype"} == set(vars(given))
 
 
 def test_heads_divide_the_width():

@@ -48,13 +48,6 @@ def reference_order(seed, epoch, n):
 
 
 @pytest.fixture(scope="module")
-def digits_dir(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("tfds")
-    data.load("digits", data_dir=directory)
-    return directory
-
-
-@pytest.fixture(scope="module")
 def digits(digits_dir):
     return data.load("digits", data_dir=digits_dir)
 

@@ -341,7 +341,7 @@ def test_a_training_says_it(tmp_path, monkeypatch):
         report.first = run.source.images([0])[0, 0, 0]
         raise Stopped
 
-    monkeypatch.setattr(loop, "enter", enter)
+    monkeypatch.setattr(loop, "entered", enter)
     notes = Notes()
     config = Config(data=DataConfig(name=str(tmp_path / "set"), transparency="#010203"))
     with pytest.raises(Stopped):

@@ -147,7 +147,7 @@ def test_wrong_metadata(lines, message, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("metadata.jsonl", b'{"file_name": ', r"cannot read .*metadata.jsonl: .*line 1"),
+        ("metadata.jsonl", b'\n{"file_name": 1\n{}', r"cannot read .*metadata.jsonl: line 2, column 16: Expect"),
         ("metadata.jsonl", b'{"file_name": "\xff"}', r"cannot read .*metadata.jsonl: .*utf-8"),
         ("metadata.jsonl", b"version https://git-lfs.github.com/spec/v1", r"it is a pointer of git-lfs"),
         ("metadata.csv", b"file_name,text\n0.png,a,b\n", r"cannot read .*: line 2 does not have the columns"),

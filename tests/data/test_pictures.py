@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_jax import cli, models, pictures
+from ddpm_jax import cli, data, models, pictures
+from ddpm_jax.data.records import from_arrays
 from ddpm_jax.host import picture_files
+from ddpm_jax.host.picture_output import Drawing, Output
 from tests.cli.test_cli_interop import write
 from tests.data.common import read
 
@@ -27,8 +29,9 @@ def with_classes(tmp_path_factory):
 
 def test_a_sample_is_what_others_read(with_classes, tmp_path, capsys, monkeypatch):
     """As .npz and as a folder: the same pictures, in order over batches, and the classes in turn."""
-    monkeypatch.setattr(pictures, "pictures", lambda *arguments: iter([IMAGES[:3], IMAGES[3:4]]))
-    options = [str(with_classes), "--num-steps", "2", "-n", "4"]
+    drawn = [pictures.Drawn(IMAGES[:3], []), pictures.Drawn(IMAGES[3:4], [])]
+    monkeypatch.setattr(pictures, "batches", lambda *arguments: iter(drawn))
+    options = [str(with_classes), "--num-steps", "2", "-n", "4", "--batch-size", "3"]
     cli.main(["sample", *options, "--out", f"{tmp_path}/a.npz"])
     with np.load(tmp_path / "a.npz", allow_pickle=False) as file:
         assert set(file.files) == {"images", "arr_0", "arr_1"}
@@ -51,9 +54,10 @@ def test_a_sample_is_what_others_read(with_classes, tmp_path, capsys, monkeypatc
 
 
 def test_without_classes_there_are_no_labels(tmp_path):
-    picture_files.save_npz(tmp_path / "a.npz", IMAGES)
+    picture_files.save_npz(tmp_path / "a.npz", lambda: [IMAGES[:5], IMAGES[5:]], len(IMAGES))
     with np.load(tmp_path / "a.npz") as file:
         assert set(file.files) == {"images", "arr_0"}
+        np.testing.assert_array_equal(file["images"], IMAGES)
 
 
 @pytest.mark.parametrize("out", ["new", "new/", "a/b/c", "dots.d/", "empty", "empty.png", "x.npz/"])
@@ -61,7 +65,9 @@ def test_folders(out, tmp_path):
     """What ends in a slash, has no ending, or is one already."""
     for name in ("empty", "empty.png"):
         (tmp_path / name).mkdir()
-    picture_files.saver(f"{tmp_path}/{out}")(IMAGES[..., :1], None)
+    drawing = Drawing(Output(f"{tmp_path}/{out}"), {}, 12, 12)
+    drawing.add(IMAGES[..., :1])
+    drawing.finish(None)
     paths = sorted((tmp_path / out).iterdir())
     assert [path.name for path in paths] == [f"{i:06d}.png" for i in range(12)]
     for path, image in zip(paths, IMAGES, strict=True):
@@ -78,7 +84,48 @@ def test_what_is_refused_before_anything_is_drawn(tmp_path):
         "full": "is not empty", "full/": "is not empty", "file": "is a file", "x.gif": r"'\.gif'.*\.png, \.npz"
     }.items():  # fmt: skip
         with pytest.raises(ValueError, match=message):
-            picture_files.saver(f"{tmp_path}/{out}")
+            Output(f"{tmp_path}/{out}")
     assert (tmp_path / "file").read_text() == "kept"
-    with pytest.raises(ValueError, match=r"1 to 4 channels, but the images have 8: --out FILE\.npz"):
-        picture_files.save_grid(tmp_path / "a.png", np.zeros((2, 4, 4, 8), np.uint8))
+
+
+@pytest.mark.parametrize("channels", [2, 5, 8])
+def test_other_channels_are_planes_side_by_side(tmp_path, channels):
+    """In a picture of all and in one of each."""
+    pictures = np.random.RandomState(0).randint(0, 256, (4, 48, 50, channels)).astype(np.uint8)
+    for out in ("all.png", "each/"):
+        drawing = Drawing(Output(f"{tmp_path}/{out}"), {}, 4, 4)
+        drawing.add(pictures)
+        drawing.finish(None)
+    with Image.open(tmp_path / "all.png") as picture, Image.open(tmp_path / "each" / "000003.png") as last:
+        everything, one = np.array(picture), np.array(last)
+    assert one.shape == (48, 51 * channels - 1) and everything.shape == (2 * 49 + 1, 2 * 51 * channels + 1)
+    for channel in range(channels):
+        left = 51 * channel
+        np.testing.assert_array_equal(one[:, left : left + 50], pictures[3, :, :, channel])
+        np.testing.assert_array_equal(
+            everything[50:98, 51 * channels + 1 :][:, left : left + 50], pictures[3, ..., channel]
+        )
+    assert (one[:, 50::51] == 255).all()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("optax_promotes")
+def test_images_of_any_number_of_channels_are_trained_on_and_drawn(tmp_path, monkeypatch, capsys):
+    """The planes side by side, which is said once, by `sample` too."""
+    channels = 5
+    pixels = np.random.RandomState(0).randint(0, 256, (16, 8, 8, channels)).astype(np.uint8)
+    source = from_arrays("planes", {"image": pixels})
+    monkeypatch.setattr(data, "load", lambda name, **options: source)
+    small = "--model.channels 4 --model.channel-multipliers 1 --model.attention-resolutions --model.num-groups 2"
+    steps = "--train.batch-size 8 --sample.num-images 4 --sample.num-steps 2 --schedule.num-timesteps 8"
+    monkeypatch.chdir(tmp_path)
+    said = f"pictures show the {channels} channels of an image as grey planes side by side"
+    for n, times in ((1, 1), (2, 0)):
+        cli.main(["train", "--workdir", "run", *small.split(), *steps.split(), "--train.num-steps", str(n)])
+        assert capsys.readouterr().out.count(said) == times
+    with Image.open("run/samples.png") as picture:
+        assert picture.mode == "L" and picture.size[0] == 2 * (6 * 8 * channels + channels) + 1
+    cli.main(["sample", "run", "--num-steps", "2", "-n", "2", "--out", "each/"])
+    assert capsys.readouterr().out.count(said) == 1
+    cli.main(["sample", "run", "--num-steps", "2", "-n", "2", "--out", "all.npz"])
+    assert said not in capsys.readouterr().out and np.load("all.npz")["images"].shape == (2, 8, 8, channels)

@@ -83,7 +83,7 @@ def test_arrays_that_are_none(tmp_path):
 
 def test_samples_with_labels(tmp_path):
     """Those that `ddpm-jax sample --out FILE.npz` writes: images, the same as arr_0, their labels as arr_1."""
-    picture_files.save_npz(tmp_path / "a.npz", IMAGES, np.array(NUMBERS))
+    picture_files.save_npz(tmp_path / "a.npz", lambda: [IMAGES], len(IMAGES), np.array(NUMBERS))
     agrees(data.load(str(tmp_path / "a.npz"), say=pytest.fail), np.arange(N), label=NUMBERS, classes=tuple("0123"))
 
 
@@ -97,13 +97,6 @@ def test_captioned_emoji():
 
 
 # ------------------------------------------------------------------------------------------------------------ TFDS
-
-
-@pytest.fixture(scope="module")
-def digits_dir(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("tfds")
-    data.load("digits", data_dir=directory)
-    return directory
 
 
 def test_digits(digits_dir):
@@ -233,7 +226,8 @@ def test_a_run_says_once_what_it_does_not_use(whole, tmp_path):
 
     def enter(source, workdir):
         notes = Notes()
-        loop.enter(loop.prepare(SMALL, source=source), workdir, notes)
+        with loop.entered(loop.prepare(SMALL, source=source), workdir, notes):
+            pass
         return [line for line in notes.said if "this run uses" in line]
 
     assert enter(whole, tmp_path / "run") == [

@@ -60,12 +60,13 @@ def test_the_command_writes_a_sampler_that_sample_uses(run, tmp_path):
         found = file["images"]
     source = opening.open(run, print)
     preset = pictures.Preset(files.load(path).table(), source.denoiser)
-    expected = np.concatenate(list(pictures.pictures(source, preset, pictures.labels(source, None, None), 4, 4, 0)))
+    expected = np.concatenate(list(pictures.pictures(source, preset, pictures.labels(source), 4, 4, 0)))
     np.testing.assert_array_equal(found, expected)
     ddim = pictures.preset(source, "ddim", 2, None, None)
-    assert (found != next(pictures.pictures(source, ddim, pictures.labels(source, None, None), 4, 4, 0))).any()
+    assert (found != next(pictures.pictures(source, ddim, pictures.labels(source), 4, 4, 0))).any()
 
 
+@pytest.mark.slow
 def test_a_sampler_of_a_folder_is_that_of_its_run(run, tmp_path, monkeypatch, capsys):
     """But for float32's betas, as which diffusers has the schedule."""
     monkeypatch.chdir(tmp_path)
@@ -83,18 +84,22 @@ def test_a_sampler_of_a_folder_is_that_of_its_run(run, tmp_path, monkeypatch, ca
     assert errors[0] == pytest.approx(errors[1], rel=1e-2)
     assert error_of(["learn-sampler", "folder", "--num-steps", "2", *FEW], capsys).endswith("or delete it")
     cli.main(["sample", "folder", "--sampler", str(path), "-n", "1"])
-    assert Path("folder_learned_2_seed0.png").is_file()
+    assert Path("folder_learned_2_n1_seed0.png").is_file()
 
 
 def test_the_picture_is_named_after_the_file(run):
     cli.main(["sample", str(run), "--sampler", str(run / "samplers" / "learned_2.json"), "-n", "1"])
-    assert (run / "learned_2_seed0.png").is_file()
+    assert (run / "step200_learned_2_n1_seed0.png").is_file()
 
 
 def test_a_sampler_is_shown(run, capsys):
     cli.main(["samplers", "show", str(run / "samplers" / "learned_2.json")])
     out = capsys.readouterr().out
     assert re.search(r"X <- 1 Z\nt= *\d+\.\d+ alpha=.*R1 <- \+1 X0\nt=.*X <- [+-].* R1 ", out)
+    for option in (["--num-steps", "5"], ["--grid", "karras"], ["--schedule.name", "cosine"]):
+        with pytest.raises(SystemExit):
+            cli.main(["samplers", "show", str(run / "samplers" / "learned_2.json"), *option])
+        assert "learned_2.json has its own steps: --num-steps, --grid and" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

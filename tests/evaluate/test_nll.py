@@ -7,10 +7,12 @@ import re
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ddpm_jax import build, cli, data, images, interop, opening
+from ddpm_jax.config.condition import ConditionConfig
 from ddpm_jax.config.run import DataConfig, SampleConfig, ScheduleConfig
 from ddpm_jax.evaluate import optimal_timesteps, step_costs, vlb_terms
 from ddpm_jax.evaluate.likelihood import nll
@@ -210,6 +212,41 @@ def test_other_settings_are_never_mixed(run, whole, tmp_path):
         evaluate(tmp_path / "run")
 
 
+def test_other_images_under_the_same_name_are_never_mixed(run, tmp_path):
+    """Six of the twenty become black; sums of before there was a fingerprint go on, and say so."""
+    pictures = np.load(checkpoint.load_run(run).config.data.name)
+    images_of = DataConfig(name=str(tmp_path / "pictures.npy"))
+    trained, report = opening.open(run, print), Silent()
+    options = {"split": None, "num_images": None, "batch_size": 8, "seed": 0, "num_steps": 2, "optimal_steps": ()}
+    again = lambda: nll.evaluate(trained, images_of, tmp_path / "nll", report, **options)
+    np.save(images_of.name, pictures)
+    first = again()
+    np.save(images_of.name, np.where(np.arange(20)[:, None, None, None] < 6, 0, pictures).astype(np.uint8))
+    with pytest.raises(ValueError, match=r"of other settings \(fingerprint: '\w{32}', now '\w{32}'\); delete it to"):
+        again()
+    np.save(images_of.name, pictures)
+    sums = first.folder / "sums.npz"
+    with np.load(sums) as file:
+        arrays = dict(file)
+    settings = json.loads(str(arrays.pop("settings")))
+    np.savez(sums, settings=json.dumps({name: settings[name] for name in settings if name != "fingerprint"}), **arrays)
+    assert again().summary == first.summary
+    assert report.calls[4:] == [(20, 20)] and again().summary == first.summary
+    assert len([line for line in report.said if "does not say of which images" in line]) == 1
+
+
+def test_labels_are_not_read(run, tmp_path):
+    """No likelihood here depends on them: labels that train refuses do not keep nll from the images."""
+    images_of = DataConfig(name=str(tmp_path / "pictures.npz"))
+    pictures = np.load(checkpoint.load_run(run).config.data.name)
+    np.savez(images_of.name, images=pictures, labels=np.full(20, -1))
+    with pytest.raises(ValueError, match="label -1"):
+        data.load(images_of.name)
+    options = {"split": None, "num_images": 8, "batch_size": 8, "seed": 0, "num_steps": 2, "optimal_steps": ()}
+    found = nll.evaluate(opening.open(run, print), images_of, tmp_path / "nll", Silent(), **options)
+    assert found.summary["settings"]["num_images"] == 8
+
+
 def test_a_strided_process_is_that_of_its_timesteps(whole):
     workdir, _, _ = whole
     result = evaluate(workdir, num_steps=5)
@@ -276,7 +313,33 @@ def test_its_timesteps_are_for_sample(whole, capsys):
     workdir, _, (_, summary) = whole
     timesteps = [str(t) for t in summary["optimal"]["steps"]["10"]["timesteps"]]
     cli.main(["sample", str(workdir), "-n", "2", "--timesteps", *timesteps])
-    assert (workdir / "ddim_10chosen_seed0.png").is_file()
+    assert len(list(workdir.glob("step*_ddim_10chosen????????_n2_seed0.png"))) == 1
     with pytest.raises(SystemExit):
         cli.main(["sample", str(workdir), "--timesteps", *timesteps, "1000"])
     assert "timesteps must lie in [0, 25), got 1000" in capsys.readouterr().err
+
+
+def test_a_network_of_classes_is_told_each_images_own(tmp_path):
+    """The bound is that of p(x | y)."""
+    sampler = SampleConfig(num_steps=2, num_images=4)
+    run = small_run(tmp_path, sampler, 2, ConditionConfig(("class",), 0.1))
+    found = evaluate(run, num_steps=4, num_images=12, optimal_steps=()).summary["bits_per_dim"]["total"]["mean"]
+    trained, record = opening.open(run, print), data.load(checkpoint.load_run(run).config.data.name).read(range(12))
+    schedule, x_0 = nll.strided(trained, 4), images.to_float(record["image"])
+    total = lambda y: float(
+        vlb_terms(
+            trained.model_fn(y=jnp.asarray(y, jnp.int32)), schedule, x_0, jax.random.key(0)
+        ).total_bits_per_dim.mean()
+    )
+    assert found == pytest.approx(total(record["label"]), rel=1e-5)
+    assert found != pytest.approx(total((record["label"] + 1) % 3), rel=1e-4)
+
+
+@pytest.mark.parametrize("labels, message", [(None, "is read without labels"), ([0, 1], r"has 2 \(0, 1, \.\.\.\)")])
+def test_data_of_other_classes_are_refused(labels, message, tmp_path):
+    run = small_run(tmp_path, SampleConfig(num_steps=2), 2, ConditionConfig(("class",), 0.1))
+    found, place = np.zeros((20, 8, 8, 1), np.uint8), tmp_path / "other.npz"
+    np.savez(place, images=found, **({} if labels is None else {"labels": np.arange(20) % 2}))
+    options = {"split": None, "num_images": 8, "batch_size": 8, "seed": 0, "num_steps": 2, "optimal_steps": ()}
+    with pytest.raises(ValueError, match=rf"is told one of 3 classes.* {message}"):
+        nll.evaluate(opening.open(run, print), DataConfig(name=str(place)), tmp_path / "nll", Silent(), **options)

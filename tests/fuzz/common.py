@@ -20,26 +20,26 @@ from ddpm_jax.config.run import Config, DataConfig, ModelConfig, SampleConfig, S
 from ddpm_jax.runs import checkpoint
 from ddpm_jax.train import loop
 
-# How many examples each group generates by default, and with -m slow. `test_count` adds them up.
+# How many examples each group generates by default, and with -m campaign. `test_count` adds them up.
 GROUPS = {
     "dictionaries": (150, 1500),
     "dataclasses": (150, 1500),
-    "prepared": (20, 150),
-    "train": (20, 150),
-    "sample": (40, 150),
-    "convert": (15, 60),
-    "nll": (30, 100),
+    "prepared": (20, 60),
+    "train": (20, 60),
+    "sample": (20, 60),
+    "convert": (15, 30),
+    "nll": (20, 40),
     "samplers": (40, 150),
-    "commands": (20, 100),
-    "config.json": (60, 500),
+    "commands": (20, 40),
+    "config.json": (60, 250),
     "experiments": (40, 200),
     "metrics": (40, 200),
     "arrays": (60, 500),
     "folders": (30, 300),
     "names": (30, 200),
-    "seals": (40, 200),
-    "weights": (60, 300),
-    "diffusers": (15, 150),
+    "seals": (40, 100),
+    "weights": (60, 200),
+    "diffusers": (15, 60),
     "schedules": (80, 1500),
     "tables": (60, 1000),
     "grids": (60, 1000),
@@ -50,9 +50,9 @@ GROUPS = {
 
 
 def sizes(group: str) -> pytest.MarkDecorator:
-    """The parameter `examples` of a test: few by default, many when slow."""
+    """The parameter `examples` of a test: few by default, many in a campaign."""
     few, many = GROUPS[group]
-    return pytest.mark.parametrize("examples", [few, pytest.param(many, marks=pytest.mark.slow)])
+    return pytest.mark.parametrize("examples", [few, pytest.param(many, marks=pytest.mark.campaign)])
 
 
 def fuzz(examples: int, strategy: st.SearchStrategy, test: Callable[[Any], None]) -> None:

@@ -112,10 +112,9 @@ def test_dataclasses(examples):
     def make(example):
         config = Config()
         for field, value in example.items():
-            section, name = field.split(".")
-            config = dataclasses.replace(
-                config, **{section: dataclasses.replace(getattr(config, section), **{name: value})}
-            )
+            section, _, name = field.partition(".")
+            changed = dataclasses.replace(getattr(config, section), **{name: value}) if name else value
+            config = dataclasses.replace(config, **{section: changed})
         return config
 
     def check(example):

@@ -7,9 +7,9 @@ from tests.fuzz.common import GROUPS
 
 
 def test_count():
-    """About a thousand by default and more than ten thousand when slow; `fuzz` fails where there are fewer."""
+    """About a thousand by default and more than ten thousand in a campaign; `fuzz` fails where there are fewer."""
     few, many = map(sum, zip(*GROUPS.values(), strict=True))
-    print(f"fuzz: {few} examples by default, {many} with -m slow")
+    print(f"fuzz: {few} examples by default, {many} with -m campaign")
     assert few >= 1000 and many >= 10_000
 
 

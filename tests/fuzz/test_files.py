@@ -3,6 +3,8 @@
 import io
 import json
 import shutil
+import zipfile
+import zlib
 
 import jax
 import numpy as np
@@ -94,7 +96,7 @@ def test_config_json(examples, run, tmp_path):
             )
 
     read = checkpoint.load_run(run)
-    values = st.one_of(JSON, NUMBERS, st.lists(NUMBERS, min_size=3, max_size=3))
+    values = st.one_of(JSON, NUMBERS, st.sampled_from(LARGE), st.lists(NUMBERS, min_size=3, max_size=3))
     fuzz(examples, st.one_of(with_values(json.loads(good), values), damaged(good)), check)
 
 
@@ -164,6 +166,24 @@ def npy_header(shape, dtype, order) -> bytes:
     return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
 
 
+def npz_of(npy: bytes) -> bytes:
+    """An archive with one array, whatever its header says."""
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("images.npy", npy)
+    return stream.getvalue()
+
+
+def png_of(width: int, height: int) -> bytes:
+    """A picture of a few bytes that says it has so many pixels."""
+    content = bytearray(content_of(Image.new("L", (6, 5)).save, "PNG"))
+    content[16:24] = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+    return bytes(content)
+
+
+LARGE = [2000, 10**6, 10**9]
+"""What takes minutes, or ends a process, where it is believed."""
 IMAGES = np.arange(4 * 6 * 6, dtype=np.uint8).reshape(4, 6, 6)
 
 
@@ -185,7 +205,7 @@ def test_arrays(examples, tmp_path):
         path.write_bytes(content)
         if ending == ".npz" and content[:60] == of_nll[:60]:
             path = path.rename(tmp_path / sums_files.SUMS)
-            refused(lambda: sums_files.load_sums(tmp_path, settings, 8), [str(path)])
+            refused(lambda: sums_files.load_sums(tmp_path, settings, 8, print), [str(path)])
             return
         source = refused(lambda: data.load(str(path), image_size=image_size), [str(path), "image_size"])
         if source is not None:
@@ -193,7 +213,8 @@ def test_arrays(examples, tmp_path):
 
     no_images = [content_of(np.save, np.uint8(3)), content_of(np.save, np.zeros((2, 0, 3), np.uint8)), two]
     contents = st.one_of(
-        damaged(npy), header, header.map(lambda start: start + bytes(36)), damaged(npz), damaged(two), damaged(of_nll),
+        damaged(npy), header, header.map(lambda start: start + bytes(36)),
+        header.map(lambda start: npz_of(start + bytes(36))), damaged(npz), damaged(two), damaged(of_nll),
         st.sampled_from([*no_images, npz]),
     )  # fmt: skip
     fuzz(examples, st.tuples(contents, st.sampled_from([".npy", ".npz"]), size), check)
@@ -227,7 +248,8 @@ def test_folders(examples, tmp_path):
         if source is not None:
             assert source.images([0]).shape == (1, *source.image_shape)
 
-    content = st.one_of(st.sampled_from(ready).flatmap(damaged), st.sampled_from([*ready, None]))
+    said = st.builds(png_of, *[st.sampled_from([0, 1, 5, 6, 20_000, 60_000, 2**31 - 1])] * 2)
+    content = st.one_of(st.sampled_from(ready).flatmap(damaged), st.sampled_from([*ready, None]), said)
     ending = st.sampled_from([".png", ".jpg", ".gif", ".webp", ".bmp", ".PNG", ".tif", ".txt", ""])
     sizes = st.sampled_from([None, None, 0, 1, 4, 2**31, 2.5])
     fuzz(examples, st.tuples(st.lists(st.tuples(content, ending), max_size=3), sizes), check)
@@ -323,7 +345,7 @@ def test_folders_of_diffusers(examples, run, tmp_path):
             path.write_bytes(good[name])
 
     values = st.one_of(
-        JSON, NUMBERS, st.lists(NUMBERS, max_size=3), st.sampled_from(["linear", "v_prediction", "sample"])
+        JSON, NUMBERS, st.lists(NUMBERS, max_size=3), st.sampled_from(["linear", "v_prediction", "sample", *LARGE])
     )
     changes = {
         name: st.one_of(*[with_values(json.loads(text), values)] * 4, damaged(text)) for name, text in good.items()

@@ -253,8 +253,36 @@ def test_tensors_that_are_no_arrays(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ("torch", "old_torch"))
-def test_without_torch_it_is_named(kind, arrays, tmp_path, monkeypatch):
-    (tmp_path / "a.pt").write_bytes(written(kind, arrays))
+def test_arrays_are_read_without_torch(kind, tmp_path, monkeypatch):
+    """Also those which share a storage, transposed, from its middle, and the one of half precision."""
+    torch = pytest.importorskip("torch")
+    a = torch.arange(24.0).reshape(4, 6)
+    content = {"a": a, "rows": a[1:3], "columns": a.T[2:], "empty": a[:0], "one": torch.tensor(3), "b": a.bfloat16()}
+    content = {"state_dict": content, "weight": torch.nn.Parameter(a), "steps": [1, (2.0, None, "x")]}
+    torch.save(content, tmp_path / "a.pt", _use_new_zipfile_serialization=kind == "torch")
     monkeypatch.setitem(sys.modules, "torch", None)
-    with pytest.raises(ImportError, match="pip install torch"):
+    found = files.read(tmp_path / "a.pt")
+    assert found["steps"] == [1, [2.0, None, "x"]]
+    np.testing.assert_array_equal(found["weight"], a.numpy())
+    for name, tensor in content["state_dict"].items():
+        expected = tensor.float().numpy() if name == "b" else tensor.numpy()
+        np.testing.assert_array_equal(found["state_dict"][name], expected, strict=True)
+
+
+@pytest.mark.parametrize("kind", ("torch", "old_torch"))
+def test_without_torch_it_is_named(kind, tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    torch.save({"a": torch.eye(3).to_sparse()}, tmp_path / "a.pt", _use_new_zipfile_serialization=kind == "torch")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ImportError, match=r"with torch\._utils\._rebuild_sparse_tensor.*pip install torch"):
         files.read(tmp_path / "a.pt")
+
+
+def test_a_tensor_beyond_its_storage_is_refused(tmp_path):
+    """In a file of torch.save, the number of rows that its pickle says is changed."""
+    torch = pytest.importorskip("torch")
+    torch.save({"a": torch.zeros(5, 7)}, tmp_path / "a.pt", _use_new_zipfile_serialization=False)
+    content = (tmp_path / "a.pt").read_bytes()
+    assert content.count(b"K\x05K\x07") == 1
+    (tmp_path / "a.pt").write_bytes(content.replace(b"K\x05K\x07", b"K\x06K\x07"))
+    refused(tmp_path / "a.pt", "[6, 7] in a storage of 35")

@@ -277,4 +277,4 @@ def test_schedulers_without_a_namesake_are_refused(folder):
     write(path, PNDM | {"skip_prk_stepps": True})
     fails(folder, "unknown setting of PNDMScheduler 'skip_prk_stepps'")
     write(path, PNDM | {"skip_prk_steps": "yes"})
-    fails(folder, "skip_prk_steps must be like False, got 'yes'")
+    fails(folder, "skip_prk_steps must be true or false, got 'yes'")

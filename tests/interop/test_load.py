@@ -308,18 +308,41 @@ def test_damaged_json(name, folder):
         ("unet/config.json", {"_class_name": "SD3Transformer2DModel"}, "unknown class of network 'SD3Transformer2DMod"),
         ("unet/config.json", {"_class_name": ["UNet2DModel"]}, "unknown class of network"),
         ("unet/config.json", {"act_fn": "tanh"}, "act_fn='tanh'"),
-        ("unet/config.json", {"layers_per_block": "2"}, "config.json: layers_per_block must be like 2, got '2'"),
-        ("unet/config.json", {"layers_per_block": None}, "layers_per_block must be like 2, got None"),
-        ("unet/config.json", {"norm_num_groups": 0}, "norm_num_groups must be like 32, got 0"),
-        ("unet/config.json", {"block_out_channels": [16, 32.5]}, "block_out_channels must be like"),
+        (
+            "unet/config.json",
+            {"layers_per_block": "2"},
+            "config.json: layers_per_block must be a whole number",
+        ),
+        ("unet/config.json", {"layers_per_block": None}, "in [1, 16777216], or a list of such, got None"),
+        ("unet/config.json", {"norm_num_groups": 0}, "norm_num_groups must be a whole number in [1, 16777216], got 0"),
+        (
+            "unet/config.json",
+            {"block_out_channels": [16, 32.5]},
+            "block_out_channels must be a list, each a",
+        ),
         ("unet/config.json", {"sample_size": None}, "sample_size"),
         ("unet/config.json", {"sample_size": "8"}, "sample_size"),
         ("unet/config.json", {"layers_per_block": 2}, "weights do not fit the model: missing down_blocks"),
+        (
+            "unet/config.json",
+            {"layers_per_block": 2000},
+            "layers_per_block is 2000, for a file of 144 arrays",
+        ),
+        (
+            "unet/config.json",
+            {"sample_size": 10**6},
+            "at most 67108864 pixels and 65536 channels, got 1000000 x 1000000",
+        ),
+        (
+            "scheduler/scheduler_config.json",
+            {"num_train_timesteps": 10**9},
+            "a whole number in [1, 16777216], got 10000",
+        ),
         ("unet/config.json", {"out_channels": 6}, "variance_type 'fixed_large' is not learned"),
         ("scheduler/scheduler_config.json", {"_class_name": "DDPMSchedule"}, "did you mean 'DDPMScheduler'"),
         ("scheduler/scheduler_config.json", {"_class_name": "EDMEulerScheduler"}, "has no betas"),
         ("scheduler/scheduler_config.json", {"beta_stat": 0.1}, "did you mean 'beta_start'"),
-        ("scheduler/scheduler_config.json", {"beta_start": "0.1"}, "beta_start must be like 0.0001, got '0.1'"),
+        ("scheduler/scheduler_config.json", {"beta_start": "0.1"}, "beta_start must be a finite number, got '0.1'"),
         ("scheduler/scheduler_config.json", {"beta_start": 2.0}, "betas must lie in (0, 1)"),
         ("scheduler/scheduler_config.json", {"beta_schedule": "lineal"}, "unknown beta_schedule 'lineal'"),
         ("scheduler/scheduler_config.json", {"prediction_type": "flow"}, "unknown prediction_type 'flow'"),
@@ -337,7 +360,7 @@ def test_first_stages_that_are_refused(folder, shared_golden):
     write(folder / "model_index.json", {"_class_name": "X", "unet": [1, 2], "vae": [1, 2], "vqvae": [None, None]})
     for config, message in (
         ({"shift_factor": 0.1}, "vae/config.json: latents here are scaled only, got shift_factor"),
-        ({"scaling_factor": "1"}, "scaling_factor must be like 0.18215, got '1'"),
+        ({"scaling_factor": "1"}, "scaling_factor must be a finite number, got '1'"),
         ({"act_fn": "gelu"}, "act_fn='gelu'"),
     ):
         write_model(folder / "vae", "AutoencoderKL", meta["config"] | config, weights)

@@ -113,7 +113,7 @@ def test_openai_errors(tmp_path, shared_golden):
     del weights["input_blocks.1.0.emb_layers.1.weight"]
     fails(saved(path, weights), "input_blocks.1.0.emb_layers.1.weight is missing")
     _, _, classifier = golden(shared_golden, "guided_encoder_attention")
-    fails(saved(path, classifier), "noisy classifier", "classifier_to_params")
+    fails(saved(path, classifier), "noisy classifier", "use opening.classifier")
 
 
 def shapes_of(config) -> dict[str, np.ndarray]:

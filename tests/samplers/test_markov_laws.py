@@ -248,7 +248,7 @@ def test_classifier_guidance_samples_the_product_of_gaussians(x64):
         return gain * (target - guess) / (spread + left)
 
     x_T, zeros = jax.random.normal(KEY, (5, 1), float), jnp.zeros((10, 5, 1))
-    guided = guidance.score_shifted(exact(mean, cov), gradient)
+    guided = guidance.score_shifted(exact(mean, cov), gradient, scale=1.0)
     found = trace(guided, samplers.ddim(GRID), x_T, zeros)
     assert relative(found, trace(exact_product, samplers.ddim(GRID), x_T, zeros)) < 1e-9
 
@@ -257,7 +257,7 @@ def test_classifier_guidance_samples_the_product_of_gaussians(x64):
     levels = jnp.asarray([(s.alpha, s.sigma) for s in full.levels[:-1]])
     times = jnp.asarray([s.time for s in full.levels[:-1]], jnp.float32)
     noise = jax.random.normal(jax.random.key(2), (1000, 5, 1), float)
-    shifted = guidance.mean_shifted(exact(mean, cov), gradient)
+    shifted = guidance.mean_shifted(exact(mean, cov), gradient, scale=1.0)
     table = samplers.ddpm(full, variance="fixed_small")
     got = samplers.sample(shifted, table, None, (5, 1), x_T=x_T, noise=noise)
     assert relative(got, samplers.sample(exact_product, table, None, (5, 1), x_T=x_T, noise=noise)) < 0.02
@@ -405,4 +405,4 @@ def test_tables_are_finite(n):
                 tables += [samplers.plms(grid, order=order) for order in (1, 2, 3, 4)]
                 tables += [samplers.plms(grid, average="v")]
             for table in tables:
-                assert all(np.isfinite(leaf).all() for leaf in table.rows)
+                assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(table.rows))

@@ -48,7 +48,7 @@ def denoiser_of(arrays, meta):
     denoise = samplers.clipped(denoise, 1.0) if meta["clip_denoised"] else denoise
     if "cond_fn" in meta:
         shifted = guidance.mean_shifted if meta["eta"] is None else guidance.score_shifted
-        denoise = shifted(denoise, conditioning(arrays))
+        denoise = shifted(denoise, conditioning(arrays), scale=1.0)
     return denoise
 
 

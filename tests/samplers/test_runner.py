@@ -149,13 +149,16 @@ ON_ANY_GRID = [
 @pytest.mark.parametrize("spread", GRIDS, ids=lambda spread: f"{spread.__module__.split('.')[-1]}.{spread.__name__}")
 def test_every_sampler_on_every_grid_is_finite(spread):
     runs = [runner_of(prediction, 20) for prediction in ("eps", "x_0", "v")]
-    for n in (1, 2, 3, 7, 999, 1000):
+    grids = {}
+    for n in (1, 2, 3, 7, 1000, 999):
         try:
-            grid = spread(S, n)
+            grids[n] = spread(S, n)
         except ValueError as error:
             # Some spacings have no single step, or at most T - 1; they say so.
             assert n in (1, 1000) and "num_steps must be" in str(error), (n, error)
-            continue
+    if 1000 in grids:
+        del grids[999]  # the longest is enough
+    for n, grid in grids.items():
         for sampler in ON_ANY_GRID:
             table = sampler(grid)
             assert all(np.isfinite(leaf).all() for leaf in table.rows), (n, sampler)

@@ -116,7 +116,7 @@ def test_refused():
 def test_only_ancestral_rows_have_a_mean():
     """A network that predicts a mean, and guidance of the mean, come to nothing on any other table."""
     grid = grids.leading(SCHEDULE, 5)
-    guided = guidance.mean_shifted(samplers.denoiser(network), network)
+    guided = guidance.mean_shifted(samplers.denoiser(network), network, scale=1.0)
     learned = samplers.ddim(grid)
     learned = learned._replace(rows=learned.rows._replace(mean=None))
     for denoise in (samplers.mean_denoiser(network), guided):

@@ -240,7 +240,8 @@ def test_transition_variance_is_as_exact_as_levels_are(make, stride):
         exact = -expm1(fsum(log1p(-beta) for beta in schedule.betas_float64[first : int(s.time) + 1]))
         error = abs(transition_variance(s, t) / exact - 1)
         assert error < 1e-15 * max(1, 2 * s.sigma**2 / exact), (s.time, error)
-        assert error < (1e-13 if stride == 1 else 1.1e-14)
+        # NumPy rounds a cosine as the processor's vector instructions do: 0.9e-13 on one, 1.06e-13 on another.
+        assert error < (1.2e-13 if stride == 1 else 1.1e-14)
 
 
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])

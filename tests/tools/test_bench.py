@@ -10,19 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.linalg import sqrtm
 
 from benchmarks import __main__ as more
 from benchmarks import cold, compilations, growth, training
 from ddpm_jax import cli, interop, opening, samplers, schedules
+from ddpm_jax.evaluate.samples import frechet
 from ddpm_jax.models import UNet
 from ddpm_jax.samplers.catalogue import make_table
 from ddpm_jax.tools.bench import (
     blocks,
     command,
+    components,
     files,
     flops,
-    frechet,
     interleave,
     network,
     networks,
@@ -165,35 +165,20 @@ def test_flops_are_counted():
     assert counted == pytest.approx(12.4e9, rel=0.01)
 
 
-# ---------------------------------------------------------------------------------------------------------- Frechet
-
-
-def test_frechet_distance_of_gaussians_whose_moments_are_known():
-    rng = np.random.default_rng(0)
-    whiten = lambda x: (x - x.mean(0)) @ np.linalg.inv(np.linalg.cholesky(np.cov(x, rowvar=False))).T
-    a, b = whiten(rng.normal(size=(50, 3))), whiten(rng.normal(size=(70, 3)))
-    assert frechet.distance(a, a) == pytest.approx(0, abs=1e-12)
-    assert frechet.distance(a, b + np.array([1.0, 2.0, -2.0])) == pytest.approx(9)
-    # Diagonal covariances: the sum of (s_i - r_i)^2.
-    assert frechet.distance(a * np.array([1.0, 2, 3]), b * np.array([2.0, 2, 1])) == pytest.approx(1 + 0 + 4)
-    m, n = rng.normal(size=(2, 3, 3))
-    s_a, s_b = m.T @ m, n.T @ n
-    expected = np.trace(s_a + s_b - 2 * np.real(sqrtm(s_a @ s_b)))
-    assert frechet.distance(a @ m, b @ n) == pytest.approx(expected, rel=1e-9)
-    with pytest.raises(ValueError, match=r"\(50, 3\) and \(70, 2\)"):
-        frechet.distance(a, b[:, :2])
+# ------------------------------------------------------------------------------------------------------- components
 
 
 def test_the_projection_keeps_what_varies():
     rng = np.random.default_rng(0)
     real = rng.integers(100, 150, (40, 2, 2, 1), dtype=np.uint8)
     real[:, 1, 0, 0] = rng.integers(0, 256, 40)
-    axes = frechet.projection(real, components=1)
+    axes = components.projection(real, components=1)
     assert axes.shape == (4, 1) and abs(axes[2, 0]) > 0.95
-    assert frechet.projection(real).shape == (4, 4)  # and with all axes nothing is lost
-    pixels = frechet.flat(real)
-    assert frechet.distance(pixels[:20] @ frechet.projection(real), pixels[20:] @ frechet.projection(real)) == (
-        pytest.approx(frechet.distance(pixels[:20], pixels[20:]))
+    every = components.projection(real)
+    assert every.shape == (4, 4)  # and with all axes nothing is lost
+    a, b = (components.gaussian(part, every) for part in (real[:20], real[20:]))
+    assert frechet.distance(a, b) == pytest.approx(
+        frechet.estimate(components.flat(real[:20]), components.flat(real[20:])).value
     )
 
 

@@ -1,4 +1,4 @@
-"""A task that is none of diffusion's, quick to compile: what holds for it as well, the loop does by itself."""
+"""Tasks that are none of diffusion's, quick to compile: what holds for them as well, the loop does by itself."""
 
 import dataclasses
 from typing import Any, NamedTuple
@@ -7,9 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import linen as nn
 
+from ddpm_jax import first_stage
+from ddpm_jax.models import vq
 from ddpm_jax.train import state
 from ddpm_jax.train.task import Means, Start
+from ddpm_jax.train.tasks.autoencoder import Adversary, Autoencoding, two_sides
+from ddpm_jax.train.tasks.judged import Judged
 
 
 class Seen(NamedTuple):
@@ -89,5 +94,65 @@ def least_squares(config, say):
     def of_data(config, source, key):
         optimizer = state.make_optimizer(config.optimizer)
         return LeastSquares(int(np.prod(source.image_shape)), config.train.batch_size, key, optimizer)
+
+    return of_data
+
+
+class Last(nn.Module):
+    """A convolution where an autoencoder's decoder has its last."""
+
+    channels: int
+
+    @nn.compact
+    def __call__(self, z):
+        return nn.Conv(self.channels, (1, 1), name="conv_out")(
+            jnp.tanh(jnp.repeat(jnp.repeat(z, 2, axis=1), 2, axis=2))
+        )
+
+
+class SmallVQ(nn.Module):
+    """vq.VQModel with one layer on each side."""
+
+    channels: int = 1
+    num_codes: int = 5
+
+    def setup(self):
+        self.encoder = nn.Conv(2, (2, 2), strides=2)
+        self.decoder = Last(self.channels)
+        self.codebook = nn.Embed(self.num_codes, 2)
+
+    encode = lambda self, x: self.encoder(x)
+    quantize = vq.VQModel.quantize
+    entries = vq.VQModel.entries
+    decode_quantized = lambda self, z: self.decoder(z)
+    decode = lambda self, z: self.decoder(self.quantize(z).z)
+    __call__ = lambda self, x: self.decode(self.encode(x))
+
+
+class SmallJudge(nn.Module):
+    """A discriminator of two layers."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Conv(1, (2, 2), name="conv_1")(jnp.tanh(nn.Conv(4, (2, 2), name="conv_0")(x)))
+
+
+def small_autoencoder(optimizer, key, image_shape, source=None, start=3):
+    """With an adversary from step 3 on, and a codebook of averages."""
+    model = SmallVQ(image_shape[-1])
+    of_codebook: Any = first_stage.of_codebook
+    forward = lambda params, x, keys: of_codebook(model, params, x, commitment=0.25, learned=False)
+    adversary = Adversary(SmallJudge(), first_stage.hinge, start, penalty=0.1)
+    judged = None if source is None else Judged(model, source, 4, adversary.logits)
+    optimizer = two_sides(optimizer, averaged=True)
+    return Autoencoding(model, forward, 1.0, optimizer, key, image_shape, adversary, decay=0.9, judged=judged)
+
+
+def autoencoder(config, say):
+    """A `tasks.MakeTask`."""
+
+    def of_data(config, source, key):
+        made = small_autoencoder(state.make_optimizer(config.optimizer), key, source.image_shape, source)
+        return dataclasses.replace(made, settings=config)
 
     return of_data

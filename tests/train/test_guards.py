@@ -259,7 +259,7 @@ def config(tmp_path, monkeypatch):
     pictures = np.random.RandomState(0).randint(0, 256, (12, 4, 4, 1)).astype(np.uint8)
     pictures[EXAMPLES[1]] = 255
     np.save(tmp_path / "x.npy", pictures)
-    monkeypatch.setattr(build, "make_model", lambda config, image_shape: Fragile())
+    monkeypatch.setattr(build, "make_model", lambda *_: Fragile())
     return dataclasses.replace(RUN, data=DataConfig(name=str(tmp_path / "x.npy")))
 
 
@@ -323,7 +323,7 @@ def test_too_many_in_a_row_stop_the_run(broken, config, tmp_path):
 @pytest.mark.parametrize("policy", ["stop", "skip"])
 def test_a_state_that_a_finite_gradient_overflows_is_not_saved(policy, config, tmp_path, monkeypatch):
     """A scale of 0, of numbers so large that Adam's first step, the learning rate, takes two of them past float32."""
-    monkeypatch.setattr(build, "make_model", lambda config, image_shape: Fragile((1e38, -1e38, 1e38, -1e38)))
+    monkeypatch.setattr(build, "make_model", lambda *_: Fragile((1e38, -1e38, 1e38, -1e38)))
     config = dataclasses.replace(config, optimizer=dataclasses.replace(RUN.optimizer, learning_rate=3e38))
     config = with_train(config, checkpoint_every=1, log_every=1, non_finite=policy)
     with pytest.raises(FloatingPointError, match="params, ema_params after step 1 are not finite; there is no check"):

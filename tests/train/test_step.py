@@ -14,9 +14,10 @@ from ddpm_jax.config.run import ObjectiveConfig, OptimizerConfig
 from ddpm_jax.models.layers import dropout
 from ddpm_jax.models.unet import UNet
 from ddpm_jax.train import ema, state, step, task
+from ddpm_jax.train.tasks.autoencoder import Kept
 from ddpm_jax.train.tasks.diffusion import Diffusion
 from tests.helpers import golden, relative
-from tests.train.tasks import LeastSquares
+from tests.train.tasks import LeastSquares, small_autoencoder
 
 S = schedules.linear(100)
 KEY = jax.random.key(5)
@@ -74,10 +75,11 @@ def diffusion(model, optimizer=ADAM, objective=OBJECTIVE, schedule=S):
     )
 
 
-# make(optimizer): what holds for each of these is the step's doing. Both have a state that learns from every example.
+# make(optimizer): what holds for each of these is the step's doing. All have a state that learns from every example.
 TASKS = {
     "diffusion": lambda optimizer: diffusion(Small(2), optimizer, HYBRID, SHORT),
     "least_squares": lambda optimizer: LeastSquares(16, 8, KEY, optimizer),
+    "autoencoder": lambda optimizer: small_autoencoder(optimizer, KEY, BATCH.shape[1:]),
 }
 every_task = pytest.mark.parametrize("make", TASKS.values(), ids=TASKS.keys())
 
@@ -86,6 +88,8 @@ def has_learned(task_state):
     """Whether a task's state has seen all that it learns from."""
     if isinstance(task_state, timesteps.History):
         return timesteps.warmed_up(task_state)
+    if isinstance(task_state, Kept):
+        return task_state.weight > 0 and task_state.perplexity > 1 and not np.allclose(task_state.averages.counts, 1)
     return task_state.total > 0 and len(set(np.asarray(task_state.last))) == 8
 
 
@@ -117,6 +121,16 @@ def run(trained, num_devices, num_steps=1):
 
 def losses_of(metrics):
     return [values["loss"] for values in metrics]
+
+
+def test_a_step_under_x64_is_the_step_without():
+    """Its noise is drawn as x_0 is, in float32."""
+    states, metrics = run(diffusion(Small(2), objective=HYBRID, schedule=SHORT), 2)
+    with jax.enable_x64(True):
+        found, said = run(diffusion(Small(2), objective=HYBRID, schedule=SHORT), 2)
+    assert losses_of(said) == losses_of(metrics)
+    for a, b in zip(jax.tree.leaves(found[-1].params), jax.tree.leaves(states[-1].params), strict=True):
+        np.testing.assert_array_equal(a, b, strict=True)
 
 
 @pytest.mark.parametrize("sampler", ["uniform", "stratified"])

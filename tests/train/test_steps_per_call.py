@@ -73,7 +73,7 @@ SMALL_RUN = Config(
 @pytest.fixture
 def small(monkeypatch):
     """Runs of Small, which is quick to compile and has a loop even on a CPU."""
-    monkeypatch.setattr(build, "make_model", lambda config, image_shape: Small())
+    monkeypatch.setattr(build, "make_model", lambda *_: Small())
     monkeypatch.setattr(loop, "check_steps_per_call", lambda steps_per_call, devices: None)
 
 

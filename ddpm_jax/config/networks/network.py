@@ -29,9 +29,18 @@ class Network(Tagged, abc.ABC):
     def section(cls) -> str:
         return "model"
 
+    takes: ClassVar[tuple[str, ...]] = ("y",)
+    """What the network can be told beside x_t and t, by its arguments' names."""
+
     @abc.abstractmethod
-    def network(self, out_channels: int) -> Any:
-        """The network with these settings, resolved before, and so many channels in its output."""
+    def network(self, out_channels: int, num_classes: int | None = None, null_label: bool = False) -> Any:
+        """The network with these settings, resolved before, and so many channels in its output.
+
+        Args:
+          out_channels: of its output.
+          num_classes: labels that it is told; None for none.
+          null_label: whether num_classes is a label too, which stands for no class.
+        """
 
     @abc.abstractmethod
     def following(self, image_shape: Shape) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """The settings of the two transformers over patches, DiT and U-ViT, and what they are where they follow from images.
 
-Patches are as small as leaves few enough of them to attend among. The digits' networks are small enough for minutes on
-a laptop; images up to 28 x 28 get a small one, and larger ones the smallest that was published.
+Patches are as small as leaves few enough of them to attend among. The digits' networks are made for minutes on a
+laptop: of the same price, a wide one among few tokens draws better digits than a narrow one among many. Images up to
+28 x 28 get a small network, and larger ones the smallest that was published.
 """
 
 import math
@@ -14,8 +15,10 @@ from ddpm_jax.models import dit, uvit
 from ddpm_jax.models.dit import DiT
 from ddpm_jax.models.uvit import UViT
 
-SMALL_HEAD, HEAD = 16, 64
+SMALL_HEAD, HEAD = 32, 64
 """Channels of a head, about: of the digits' networks, and of published ones."""
+SMALL_PATCHES = 8
+"""Tokens that the digits' networks have, at most."""
 
 
 @dataclass(frozen=True)
@@ -70,32 +73,33 @@ class Transformer(Network):
 
 @dataclass(frozen=True)
 class DiTConfig(Transformer):
-    """DiT, as models.DiT without classes: a transformer over patches that time steers through its norms."""
+    """DiT, as models.DiT: a transformer over patches that time steers through its norms."""
 
     name: ClassVar[str] = "dit"
     sizes: ClassVar[tuple[tuple[float, int, int], ...]] = (
-        (SMALL_SIDE, 64, 4),
+        (SMALL_SIDE, 160, 4),
         (28, 192, 6),
         (math.inf, dit.SIZES["S"]["width"], dit.SIZES["S"]["depth"]),
     )
-    rates: ClassVar[tuple[float, float]] = (2e-3, 1e-4)
+    rates: ClassVar[tuple[float, float]] = (3e-3, 1e-4)
     """The second: Peebles and Xie 2022 (arXiv:2212.09748), section 4."""
 
-    def network(self, out_channels: int) -> DiT:
-        return DiT(**self.arguments(), num_classes=None, out_channels=out_channels)
+    def network(self, out_channels: int, num_classes: int | None = None, null_label: bool = False) -> DiT:
+        labels = {"num_classes": num_classes, "null_label": null_label}
+        return DiT(**self.arguments(), **labels, out_channels=out_channels)
 
 
 @dataclass(frozen=True)
 class UViTConfig(Transformer):
-    """U-ViT, as models.UViT without classes: time is a token, and blocks have long skip connections."""
+    """U-ViT, as models.UViT: time is a token, and blocks have long skip connections."""
 
     name: ClassVar[str] = "uvit"
     sizes: ClassVar[tuple[tuple[float, int, int], ...]] = (
-        (SMALL_SIDE, 64, 5),
+        (SMALL_SIDE, 160, 5),
         (28, 192, 7),
         (math.inf, uvit.SIZES["S"]["width"], uvit.SIZES["S"]["depth"]),
     )
-    rates: ClassVar[tuple[float, float]] = (2e-3, 2e-4)
+    rates: ClassVar[tuple[float, float]] = (1e-3, 2e-4)
     """The second: Bao et al. 2023 (arXiv:2209.12152), appendix."""
 
     qkv_bias: bool = UViT.qkv_bias
@@ -110,8 +114,9 @@ class UViTConfig(Transformer):
         if self.depth is not None and self.depth % 2 == 0:
             raise ValueError(f"model.depth of a U-ViT must be odd, got {self.depth}")
 
-    def network(self, out_channels: int) -> UViT:
-        return UViT(**self.arguments(), num_classes=None, out_channels=out_channels)
+    def network(self, out_channels: int, num_classes: int | None = None, null_label: bool = False) -> UViT:
+        labels = None if num_classes is None else num_classes + null_label
+        return UViT(**self.arguments(), num_classes=labels, out_channels=out_channels)
 
 
 def patch_size(image_shape: Shape) -> int:
@@ -119,7 +124,8 @@ def patch_size(image_shape: Shape) -> int:
     height, width, _ = image_shape
     shared = math.gcd(height, width)
     divisors = [p for p in range(1, shared + 1) if shared % p == 0]
-    few = [p for p in divisors if p > 1 and (height // p) * (width // p) <= ATTENDED]
+    most = SMALL_PATCHES if is_small(image_shape) else ATTENDED
+    few = [p for p in divisors if p > 1 and (height // p) * (width // p) <= most]
     return few[0] if few else divisors[-1]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from ddpm_jax.data.arrays import UNREADABLE
 from ddpm_jax.evaluate.likelihood.table import Sums, Table, empty
-from ddpm_jax.host.storage import replacing, write_atomically
+from ddpm_jax.host.storage import Say, make_directory, replacing, write_atomically
 
 SUMS = "sums.npz"
 
@@ -27,7 +27,7 @@ def make(folder: Path) -> None:
     """
     if folder.exists() and not (folder / SUMS).exists() and any(file.suffix != ".partial" for file in folder.iterdir()):
         raise FileExistsError(f"{folder} exists and has no {SUMS}: move it, or say where to write instead with --out")
-    folder.mkdir(parents=True, exist_ok=True)
+    make_directory(folder)
 
 
 def save_sums(folder: Path, settings: dict[str, Any], sums: Sums) -> None:
@@ -35,8 +35,14 @@ def save_sums(folder: Path, settings: dict[str, Any], sums: Sums) -> None:
         np.savez(file, settings=json.dumps(settings), **sums._asdict())
 
 
-def load_sums(folder: Path, settings: dict[str, Any], num_timesteps: int) -> Sums:
+def load_sums(folder: Path, settings: dict[str, Any], num_timesteps: int, say: Say) -> Sums:
     """The sums to go on from; of no image if there are none.
+
+    Args:
+      folder: of `make`.
+      settings: what they must be of; those of before there was a fingerprint of the images do not have it.
+      num_timesteps: T.
+      say: is told so.
 
     Raises:
       ValueError: they are of other settings, or the file cannot be read.
@@ -56,6 +62,9 @@ def load_sums(folder: Path, settings: dict[str, Any], num_timesteps: int) -> Sum
             raise ValueError(", ".join(wrong) or "settings that are no mapping")
     except UNREADABLE as error:
         raise ValueError(f"{path} cannot be read ({error}); delete it to start again") from None
+    if "fingerprint" in settings.keys() - before.keys():
+        say(f"{path} does not say of which images it is: they are taken to be these from now on")
+        before["fingerprint"] = settings["fingerprint"]
     changed = [f"{k}: {before.get(k)!r}, now {settings.get(k)!r}" for k in before | settings
                if before.get(k) != settings.get(k)]  # fmt: skip
     if changed:

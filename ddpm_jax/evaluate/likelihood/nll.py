@@ -6,7 +6,6 @@ in the order of the images. What was summed is written after every batch with th
 
 import itertools
 import re
-import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,9 +14,11 @@ from typing import Any, NamedTuple, Protocol, cast
 import jax
 import numpy as np
 
-from ddpm_jax import data, images, schedules
+from ddpm_jax import data, images, keys, schedules
 from ddpm_jax.config.fields import at_least
 from ddpm_jax.config.run import MOST_SEED, DataConfig
+from ddpm_jax.data.labels import NONE
+from ddpm_jax.data.records import IMAGE, LABEL
 from ddpm_jax.evaluate.likelihood import files
 from ddpm_jax.evaluate.likelihood.optimal_grid import CostVariance, optimal_timesteps, step_costs
 from ddpm_jax.evaluate.likelihood.table import Sums, Table, add, parts, table
@@ -25,7 +26,7 @@ from ddpm_jax.evaluate.likelihood.vlb import vlb_terms
 from ddpm_jax.process import LEARNED, ModelFn, PredictionType, VarianceType
 from ddpm_jax.samplers.grids import section_timesteps
 from ddpm_jax.schedules import Schedule
-from ddpm_jax.trained import Trained
+from ddpm_jax.trained import Trained, checksum
 
 OPTIMAL_STEPS = (10, 20, 50)
 
@@ -48,6 +49,7 @@ class Settings:
     split: str
     image_shape: tuple[int, ...]
     num_images: int
+    fingerprint: str  # of these images
     num_steps: int
     batch_size: int  # the last digits of a network's output depend on it
     seed: int
@@ -79,7 +81,7 @@ def evaluate(
     """The variational bound with these parameters.
 
     Args:
-      trained: the network; of images, told nothing beside x_t and t.
+      trained: the network of images; one of classes is told each image's own, and the bound is that of p(x | y).
       images_of: which images.
       home: the results are in a folder in this one, named after the settings.
       report: is told how far it is.
@@ -93,27 +95,31 @@ def evaluate(
     Raises:
       FileExistsError: a folder of that name with other files.
       ValueError: no such split; more images than it has; numbers out of range; sums of other settings; a network that
-        knows only the steps of its training, and fewer steps asked for; one of latents, or one that is told more.
+        knows only the steps of its training, and fewer steps asked for; one of latents, or one that is told more than
+        a class; of classes, and data without labels or with other classes.
       FloatingPointError: a term of the bound that is not finite.
     """
     if trained.first_stage is not None:
         raise ValueError("bits per dimension are those of images, and this network denoises latents")
-    trained.check_conditions("nll")
+    trained.check_conditions("nll", labels=True)
     at_least("batch_size", batch_size)
     at_least("seed", seed, 0, most=MOST_SEED)
     schedule = strided(trained, num_steps)
     optimal = checked_optimal_steps(optimal_steps, schedule.num_timesteps)
     split = chosen_split(images_of, split, report)
-    source, count = _images(images_of, split, num_images, trained.image_shape, report)
-    in_process_terms = lambda params: trained.reading.in_process_terms(trained.model_fn(params), schedule)
-    said = in_process_terms(trained.params)
+    source, count = _images(images_of, split, num_images, trained, report)
+    features = (IMAGE,) if source.classes is None else (IMAGE, LABEL)
+    read = ", ".join(data.fingerprint(source, features, count).values())
+    in_process_terms = lambda params, told: trained.reading.in_process_terms(trained.model_fn(params, **told), schedule)
+    said = in_process_terms(trained.params, {})
     settings = Settings(
-        trained.step, _crc32(trained.params), _called(images_of, trained), split, trained.image_shape, count,
-        schedule.num_timesteps, min(batch_size, count), seed, said.prediction, said.variance, trained.reading.clip,
+        trained.step, int(checksum(trained.params), 16), _called(images_of, trained), split, trained.image_shape, count,
+        read, schedule.num_timesteps, min(batch_size, count), seed, said.prediction, said.variance,
+        trained.reading.clip,
     )  # fmt: skip
     folder = home / _folder_name(settings)
     files.make(folder)
-    model_fn_of = lambda params: in_process_terms(params).model_fn
+    model_fn_of = lambda params, told: in_process_terms(params, told).model_fn
     sums = _sum_over(source, schedule, settings, model_fn_of, jax.device_put(trained.params), folder, report)
     by_t = table(schedule, sums)
     summary = {
@@ -126,16 +132,32 @@ def evaluate(
 
 
 def _images(
-    images_of: DataConfig, split: str, num_images: int | None, image_shape: tuple[int, int, int], report: Report
+    images_of: DataConfig, split: str, num_images: int | None, trained: Trained, report: Report
 ) -> tuple[data.Source, int]:
-    """The images of a split, and how many of them are taken."""
-    source = data.load(images_of.name, **{**images_of.arguments(), "split": split}, say=report.say)
-    if source.image_shape != image_shape:
-        raise ValueError(f"the images of {split} have shape {source.image_shape}, the network's {image_shape}")
+    """The images of a split, with labels where the network is told these, and how many of them are taken."""
+    num_classes = trained.conditions.num_classes
+    unlabelled = {"labels": NONE} if num_classes is None else {}
+    source = data.load(images_of.name, **{**images_of.arguments(), "split": split, **unlabelled}, say=report.say)
+    if source.image_shape != trained.image_shape:
+        raise ValueError(f"the images of {split} have shape {source.image_shape}, the network's {trained.image_shape}")
+    if num_classes is not None:
+        _check_classes(source, num_classes, trained.classes)
     count = len(source) if num_images is None else num_images
     if not 1 <= count <= len(source):
         raise ValueError(f"num_images must lie in [1, {len(source)}], the images of {split!r}, got {count}")
     return source, count
+
+
+def _check_classes(source: data.Source, num_classes: int, names: tuple[str, ...] | None) -> None:
+    """Whether the labels of the data are the network's."""
+    if source.classes is None:
+        raise ValueError(f"the network is told one of {num_classes} classes, and {source.name} is read without labels")
+    if len(source.classes) != num_classes or names not in (None, source.classes):
+        theirs, ours = ", ".join(source.classes[:3]), "" if names is None else f" ({', '.join(names[:3])}, ...)"
+        raise ValueError(
+            f"the network is told one of {num_classes} classes{ours}, and {source.name} has {len(source.classes)} "
+            f"({theirs}, ...)"
+        )
 
 
 def _called(images_of: DataConfig, trained: Trained) -> str:
@@ -194,30 +216,35 @@ def _sum_over(
     source: data.Source,
     schedule: Schedule,
     settings: Settings,
-    model_fn_of: Callable[[Any], ModelFn],
+    model_fn_of: Callable[[Any, Any], ModelFn],
     params: Any,
     folder: Path,
     report: Report,
 ) -> Sums:
     """The sums of all images, from those that are written on."""
     known, size = _plain(settings), settings.batch_size
-    key = jax.random.key(settings.seed)
+    key = keys.make(settings.seed)
 
     @jax.jit
-    def terms(params: Any, x_0: jax.Array, key: jax.Array, first_index: jax.Array) -> Any:
+    def terms(params: Any, x_0: jax.Array, told: Any, key: jax.Array, first_index: jax.Array) -> Any:
         return vlb_terms(
-            model_fn_of(params), schedule, images.to_float(x_0), key, prediction=settings.prediction,
+            model_fn_of(params, told), schedule, images.to_float(x_0), key, prediction=settings.prediction,
             variance=settings.variance, clip=settings.clip, first_index=first_index,
         )  # fmt: skip
 
-    def batch(first: int) -> tuple[int, np.ndarray]:
+    def batch(first: int) -> tuple[int, np.ndarray, dict[str, np.ndarray]]:
         # The last batch repeats its last image: one shape, one compilation.
-        return first, source.images(np.minimum(np.arange(first, first + size), settings.num_images - 1))
+        indices = np.minimum(np.arange(first, first + size), settings.num_images - 1)
+        if source.classes is None:
+            return first, source.images(indices), {}
+        record = source.read(indices, (IMAGE, LABEL))
+        return first, record[IMAGE], {"y": record[LABEL]}
 
-    sums = files.load_sums(folder, known, schedule.num_timesteps)
+    sums = files.load_sums(folder, known, schedule.num_timesteps, report.say)
+    files.save_sums(folder, known, sums)
     report.start(sums.num_images, settings.num_images)
-    for first, x_0 in data.prefetch(batch, range(sums.num_images, settings.num_images, size)):
-        found = terms(params, x_0, key, np.uint32(first))
+    for first, x_0, told in data.prefetch(batch, range(sums.num_images, settings.num_images, size)):
+        found = terms(params, x_0, told, key, np.uint32(first))
         sums = add(sums, found, min(size, settings.num_images - first))
         files.save_sums(folder, known, sums)
         report.images(sums.num_images, parts(sums)["total"].mean)
@@ -249,10 +276,3 @@ def _folder_name(settings: Settings) -> str:
 def _plain(settings: Settings) -> dict[str, Any]:
     """As JSON has it, so that it equals what was read back."""
     return asdict(settings) | {"image_shape": list(settings.image_shape)}
-
-
-def _crc32(params: Any) -> int:
-    checksum = 0
-    for leaf in jax.tree.leaves(params):
-        checksum = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), checksum)
-    return checksum

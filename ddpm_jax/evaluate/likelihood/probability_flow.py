@@ -141,7 +141,9 @@ def _probes(
         return lambda k: jnp.broadcast_to(unit(k), like.shape)
     assert key is not None  # checked by log_likelihood
     keys = example_keys(key, first_index, len(like))
-    signs = lambda key, k: jax.random.rademacher(jax.random.fold_in(key, k), shape, dtype)
+    # jax.random.rademacher tosses float64 coins, which are others, where x64 is on.
+    coins = lambda key, k: jax.random.bernoulli(jax.random.fold_in(key, k), jnp.float32(0.5), shape)
+    signs = lambda key, k: jnp.where(coins(key, k), 1, -1).astype(dtype)
     return lambda k: jax.vmap(signs, in_axes=(0, None))(keys, k)
 
 

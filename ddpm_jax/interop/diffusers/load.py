@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 import numpy as np
 from flax import linen as nn
 
-from ddpm_jax.interop import autoencoder, contents, diffusers, dit, files, flax_weights
-from ddpm_jax.interop.diffusers import conditional
+from ddpm_jax.interop import autoencoder, contents, diffusers, dit, files, flax_weights, layers
+from ddpm_jax.interop.diffusers import classes, conditional
 from ddpm_jax.names import choose, unknown
 from ddpm_jax.process import LEARNED
 from ddpm_jax.reading import Reading, ReadingVariance
@@ -130,17 +130,22 @@ def load_folder(folder: Path, config: Mapping[str, Any]) -> Trained:
     process = {**DEFAULTS, "rescale_betas_zero_snr": False, **CLASSES[scheduler["_class_name"]][1], **scheduler}
     size, channels, variance = _shape_and_variance({**table.defaults, **settings}, table is DIT, said)
     weights, taken = _weights(network, table.signature)
+    layers.check_repeated(settings, weights)
     stage, stage_taken = (None, "") if first_stage is None else _first_stage(first_stage)
+    model = table.from_config(settings)
+    told, names = classes.read(folder, model)
     return Trained(
         origin="; ".join(filter(None, (f"a diffusers folder ({kind})", taken, stage_taken))),
         config=settings,
-        model=table.from_config(settings),
+        model=model,
         params=table.to_params(weights, settings),
         schedule=schedule_of(process),
         reading=Reading(prediction_of(process), variance, _clip(process), _threshold(process)),
         image_shape=(*size, channels),
         scheduler_config=scheduler,
         first_stage=stage,
+        condition=told,
+        classes=names,
     )
 
 
@@ -156,6 +161,7 @@ def _first_stage(folder: Path) -> tuple[FirstStage, str]:
     if shifts:
         raise ValueError(f"{folder.name}/config.json: latents here are scaled only, got {', '.join(shifts)}")
     weights, said = _weights(folder, table.signature)
+    layers.check_repeated(settings, weights)
     params, scale = table.to_params(weights, settings), {**table.defaults, **settings}["scaling_factor"]
     return FirstStage(table.from_config(settings), params, scale), said and f"{folder.name}: {said}"
 

@@ -3,6 +3,7 @@
     model_index.json                               the pipeline and the class of every part
     unet/ or transformer/, vqvae/ or vae/          config.json, diffusion_pytorch_model.safetensors
     scheduler/scheduler_config.json
+    ddpm_jax.json                                  of networks with classes, for `load`: see classes.py
 
 Facts about diffusers 0.42.1 only: no code of it.
 """
@@ -16,8 +17,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ddpm_jax.host.storage import make_directory
 from ddpm_jax.interop import autoencoder, diffusers, dit
-from ddpm_jax.interop.diffusers import conditional, to_diffusers
+from ddpm_jax.interop.diffusers import classes, conditional, to_diffusers
 from ddpm_jax.models.autoencoder import AutoencoderKL
 from ddpm_jax.models.dit import DiT
 from ddpm_jax.models.skip_unet import SkipUNet
@@ -79,13 +81,15 @@ def save_diffusers(path: str | Path, trained: Trained) -> None:
     if path.exists() and not (path.is_dir() and not any(path.iterdir())):
         raise FileExistsError(f"{path} exists and is not empty; nothing was written")
     folders, index = parts(trained)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(path.parent)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.partial", dir=path.parent) as partial:
         whole = Path(partial) / path.name
         whole.mkdir()
         for name, part in folders.items():
             _write(whole / name, part)
         _write_json(whole / "model_index.json", index)
+        if (said := classes.said(trained)) is not None:
+            _write_json(whole / classes.FILE, said)
         whole.replace(path)
 
 

@@ -127,11 +127,12 @@ def dit_to_params(state_dict: Mapping[str, np.ndarray], config: Mapping[str, Any
         and cosines, which here is computed and no parameter.
     """
     weights = dict(state_dict)
-    positions, expected = weights.pop("pos_embed", None), _positions(config)
-    if positions is None or positions.shape != expected.shape:
+    positions, size = weights.pop("pos_embed", None), _places(config)
+    shape = (1, size * size, config.get("hidden_size", 1152))
+    if positions is None or positions.shape != shape:
         found = "missing" if positions is None else f"of shape {list(positions.shape)}"
-        raise ValueError(f"weights do not fit the model: pos_embed is {found}, expected {list(expected.shape)}")
-    difference = rounding.misfit(positions, expected, slack=1e-6)
+        raise ValueError(f"weights do not fit the model: pos_embed is {found}, expected {list(shape)}")
+    difference = rounding.misfit(positions, _positions(config), slack=1e-6)
     if difference != 0:
         raise ValueError(f"pos_embed is not the table of sines and cosines: it differs by {difference:.2g}")
     names, wanted = _names_and_shapes(dit_from_config(config), config, DIT)
@@ -195,9 +196,14 @@ def params_to_transformer2d(params: Mapping[str, Any], config: Mapping[str, Any]
     return layers.to_state_dict(params, names, wanted, frozenset())
 
 
+def _places(config: Mapping[str, Any]) -> int:
+    """Patches in height and in width."""
+    return config.get("input_size", 32) // config.get("patch_size", 2)
+
+
 def _positions(config: Mapping[str, Any]) -> np.ndarray:
     """[1, N, width], as facebookresearch/DiT stores it."""
-    size = config.get("input_size", 32) // config.get("patch_size", 2)
+    size = _places(config)
     return sincos_positions(size, size, config.get("hidden_size", 1152), config.get("base_size"))[None]
 
 

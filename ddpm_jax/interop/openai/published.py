@@ -97,3 +97,11 @@ DIFFUSIONS: dict[str, dict[str, Any]] = {
     "lsun_uncond_100M_1200K_bs128": _LINEAR,
     "lsun_uncond_100M_2400K_bs64": _LINEAR,
 }
+
+# Of the noise that each classifier learned from: that of the diffusion models that it guides.
+CLASSIFIER_DIFFUSIONS: dict[str, dict[str, Any]] = {
+    "64x64_classifier": _COSINE | {"diffusion_steps": 1000},
+    "128x128_classifier": _LINEAR,
+    "256x256_classifier": _LINEAR,
+    "512x512_classifier": _LINEAR,
+}

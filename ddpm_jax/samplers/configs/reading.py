@@ -204,7 +204,20 @@ def check_kinds(
         if like is None or (value is None and default is None):
             continue
         if not fits(value, like, may_be_list=name in lists):
-            raise ValueError(f"{name} must be like {default if default is not None else like!r}, got {value!r}")
+            raise ValueError(f"{name} must be {_words(like, name in lists)}, got {value!r}")
+
+
+def _words(like: Any, may_be_list: bool) -> str:
+    """What `fits` allows."""
+    if isinstance(like, tuple):
+        return f"a list, each {_words(like[0] if like else 0, False)}"
+    if isinstance(like, bool):
+        said = "true or false"
+    elif isinstance(like, int):
+        said = f"a whole number in [{min(like, 1)}, {MOST}]"
+    else:
+        said = "text" if isinstance(like, str) else "a finite number" + (f" or {like}" if _infinite(like) else "")
+    return f"{said}, or a list of such" if may_be_list else said
 
 
 def fits(value: Any, default: Any, *, may_be_list: bool = False) -> bool:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddpm_jax import keys
 from ddpm_jax.models import bind
 from ddpm_jax.tools.bench import theirs, torch_forms
 from ddpm_jax.tools.bench.blocks import PRODUCT, Block, Facts
@@ -67,7 +68,7 @@ def our_jobs(settings: Settings, params: Any, x: jax.Array, t: jax.Array) -> dic
 def matrix_product(dtype: str) -> tuple[Job, int]:
     """(n x n times n x n in this dtype, n), whose speed is what a network could at best have."""
     size = SIZE[jax.devices()[0].platform] if jax.devices()[0].platform in SIZE else SIZE["gpu"]
-    matrix = jax.random.normal(jax.random.key(0), (size, size), jnp.dtype(dtype))
+    matrix = jax.random.normal(keys.make(0), (size, size), jnp.dtype(dtype))
     multiply = jax.jit(jnp.matmul)
     return lambda: jax.block_until_ready(multiply(matrix, matrix)), size
 

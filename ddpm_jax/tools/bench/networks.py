@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ddpm_jax import keys
 from ddpm_jax.models import UNet
 
 
@@ -36,10 +37,17 @@ NETWORKS = {
 }
 
 
-def parameters(network: Network, seed: int = 0) -> Any:
-    """Random ones on the host, nothing compiled: kernels of N(0, 1 / fan_in), scales near 1, biases near 0."""
+def parameters(network: Network, seed: int = 0, **told: jax.Array) -> Any:
+    """Random ones on the host, nothing compiled: kernels of N(0, 1 / fan_in), scales near 1, biases near 0.
+
+    Args:
+      network: and its images.
+      seed: of the draws.
+      told: what it is told of one example beside x_t and t, arrays [1, ...].
+    """
     x, t = jnp.zeros((1, *network.image_shape)), jnp.zeros(1)
-    shapes = jax.eval_shape(network.model.init, jax.random.key(seed), x, t)["params"]
+    init = lambda key, told: network.model.init(key, x, t, **told)
+    shapes = jax.eval_shape(init, keys.make(seed), told)["params"]
     rng = np.random.default_rng(seed)
 
     def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:

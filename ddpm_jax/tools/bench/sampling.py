@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax import samplers
+from ddpm_jax import keys, samplers
 from ddpm_jax.models import bind
 from ddpm_jax.samplers.configs.common import Preset
 from ddpm_jax.samplers.run import step
@@ -63,7 +63,7 @@ def our_jobs(ours: Network, make_denoise: Any, table: samplers.Table, params: An
     """The scan; the same step by step from Python; DDIM's formula in a scan; the network alone as many times."""
     shape = x_T.shape
     denoise = lambda params: make_denoise(bind(ours.model, params))
-    key = jax.random.key(0)
+    key = keys.make(0)
     scan = jax.jit(lambda params, x_T: samplers.sample(denoise(params), table, key, shape, x_T=x_T))
     one = jax.jit(lambda params, row, registers, z: step(denoise(params), row, registers, z))
     forward = jax.jit(lambda params, x, t: bind(ours.model, params)(x, t))

@@ -6,10 +6,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from ddpm_jax import data, images, opening, samplers
+from ddpm_jax import data, images, keys, opening, samplers
 from ddpm_jax.config.run import DataConfig
+from ddpm_jax.evaluate.samples import frechet
 from ddpm_jax.samplers.catalogue import CATALOGUE, make_table
-from ddpm_jax.tools.bench import frechet
+from ddpm_jax.tools.bench import components
 from ddpm_jax.tools.bench.blocks import Block, Curves, Facts, Missing
 from ddpm_jax.tools.bench.settings import Say, Settings
 from ddpm_jax.trained import Trained
@@ -23,7 +24,7 @@ PAIRS, SAMPLES, CHUNK = 256, 1024, 256  # x_T that the teacher sees, images of e
 
 
 def measure(settings: Settings, say: Say) -> list[Block]:
-    """Error: root mean square difference per pixel, images in [-1, 1], from the same x_T. Metric: see `frechet`."""
+    """Error: root mean square difference per pixel, images in [-1, 1], from the same x_T. Distance: of `components`."""
     assert settings.workdir is not None
     trained = opening.open(settings.workdir, say)
     if trained.first_stage is not None:
@@ -35,9 +36,10 @@ def measure(settings: Settings, say: Say) -> list[Block]:
     shape = (CHUNK, *trained.image_shape)
     denoise = lambda params: trained.denoiser(trained.model_fn(params))
     run = samplers.Runner(denoise, shape, MOST_CALLS)
-    params, key = jax.device_put(trained.params), jax.random.key(0)
-    axes = frechet.projection(real)
-    score = lambda drawn: frechet.distance(frechet.flat(drawn) @ axes, frechet.flat(real) @ axes)
+    params, key = jax.device_put(trained.params), keys.make(0)
+    axes = components.projection(real)
+    reference = components.gaussian(real, axes)
+    score = lambda drawn: frechet.distance(components.gaussian(drawn, axes), reference)
 
     def draw(table: samplers.Table, count: int) -> np.ndarray:
         found = [np.asarray(run(table, key, params, first_index=first)) for first in range(0, count, CHUNK)]
@@ -113,8 +115,8 @@ def rms(a: np.ndarray, b: np.ndarray) -> float:
 
 def halves(real: np.ndarray, axes: np.ndarray) -> float:
     """What the distance is between images of one kind, so many of them: the least that is to be expected."""
-    mixed = frechet.flat(real[np.random.default_rng(0).permutation(len(real))]) @ axes
-    return frechet.distance(mixed[::2], mixed[1::2])
+    mixed = real[np.random.default_rng(0).permutation(len(real))]
+    return frechet.distance(components.gaussian(mixed[::2], axes), components.gaussian(mixed[1::2], axes))
 
 
 def real_images(config: DataConfig) -> np.ndarray:

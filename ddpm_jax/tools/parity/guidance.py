@@ -80,21 +80,24 @@ GUIDERS: tuple[tuple[Combined, bool, str, Mapping[str, Any]], ...] = (
     (Combined(3.0), True, CFG, {}),
     (Combined(3.0), False, "AutoGuidance", {"auto_guidance_layers": [0], "dropout": 0.1}),
 )
-NO_SUCH = "no such guidance in this package"
+RECORDED = "guidance.from_diffusers_guider, against its recorded answers in tests/guidance/test_guiders.py"
+INSIDE = "it changes layers inside of the network, which no guidance of this package does"
 ELSEWHERE = {
     **dict.fromkeys(
         (
             *("AdaptiveProjectedGuidance", "AdaptiveProjectedMixGuidance", "ClassifierFreeZeroStarGuidance"),
-            *("FrequencyDecoupledGuidance", "LTX2Guidance", "MagnitudeAwareGuidance", "PerturbedAttentionGuidance"),
-            *("SkipLayerGuidance", "SmoothedEnergyGuidance", "TangentialClassifierFreeGuidance"),
+            *("FrequencyDecoupledGuidance", "MagnitudeAwareGuidance", "TangentialClassifierFreeGuidance"),
         ),
-        NO_SUCH,
+        RECORDED,
+    ),
+    **dict.fromkeys(
+        ("LTX2Guidance", "PerturbedAttentionGuidance", "SkipLayerGuidance", "SmoothedEnergyGuidance"), INSIDE
     ),
     "StableDiffusionPipeline": "needs transformers; its u + s (c - u) is that of ClassifierFreeGuidance, and of "
     "latent-diffusion's recorded loops in tests/samplers/test_other_loops.py",
     "mean_shifted, score_shifted": "no such guider; against guided-diffusion's recorded loops in "
     "tests/samplers/test_openai_loops.py",
-    "guidance of an interval of steps (start, stop)": NO_SUCH,
+    "guidance of an interval of steps (start, stop)": RECORDED,
 }
 
 

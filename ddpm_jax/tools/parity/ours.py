@@ -124,7 +124,7 @@ def calls(
         xs = [np.asarray(registers[0])]
         for k in range(table.num_calls):
             numbers = (float(leaf[k]) for leaf in table.rows[:5])
-            row = Row(*numbers, *(leaf[k] for leaf in table.rows[5:]))
+            row = Row(*numbers, *jax.tree.map(lambda leaf, k=k: leaf[k], table.rows[5:]))
             registers = step(denoise, row, registers, jnp.asarray(noise[k], np.float64))
             xs.append(np.asarray(registers[0]))
     return Calls(xs, [float(t) for t in table.rows.time])

@@ -6,12 +6,13 @@ import importlib.metadata
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 
 from ddpm_jax import data
 from ddpm_jax.config.defaults import resolved
+from ddpm_jax.config.networks import NetworkName
 from ddpm_jax.config.run import Config, to_dict
 from ddpm_jax.host.storage import write_atomically
 from ddpm_jax.tools.plan.chips import CHIPS, Topology, parse
@@ -22,7 +23,7 @@ from ddpm_jax.tools.plan.table import table
 @dataclasses.dataclass(frozen=True)
 class PlanArguments:
     config: Annotated[Config, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Config)
-    model: Literal["unet", "dit", "uvit"] = "unet"
+    model: NetworkName = "unet"
     """The network, whose settings the options --model.NAME are."""
     topology: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """A slice to compile for, such as v5e:4x8 or v4:2x2x1; give it again for another column."""
@@ -39,6 +40,8 @@ def run(arguments: PlanArguments, say: Callable[[str], None]) -> None:
       ValueError: a topology, an image shape or a configuration that cannot be; no libtpu.
       ChildProcessError: the compiler failed.
     """
+    if arguments.config.task != "diffusion":
+        raise ValueError(f"plan is of --task diffusion, got --task {arguments.config.task}")
     if not arguments.topology:
         raise ValueError("plan needs a --topology, such as v5e:4x8")
     slices = [parse(name) for name in arguments.topology]

@@ -193,7 +193,7 @@ def judge(
             num_images=num_images,
             num_chips=num_chips,
             batch="train.batch_size" if program == "train" else "sample.num_images",
-            remat_left=program == "train" and not config.model.remat,
+            remat_left=program == "train" and not getattr(config.model, "remat", True),  # autoencoders have none
             fsdp=config.parallel.mesh.get("fsdp", 1) if program == "train" else None,
         )
     return Plan(program, topology.name, num_chips, num_images, calls, problem, suggestions, state_bytes, cost)

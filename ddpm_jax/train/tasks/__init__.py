@@ -8,11 +8,21 @@ from ddpm_jax.config.run import Config
 from ddpm_jax.data import Source
 from ddpm_jax.host.storage import Say
 from ddpm_jax.train.task import Task
-from ddpm_jax.train.tasks import diffusion
+from ddpm_jax.train.tasks import autoencoder, classifier, diffusion
 
 # make(config, say) checks what it can before the data is read, which takes time, and returns a function
 # (config resolved for the data, data, key of the run) -> task.
 OfData = Callable[[Config, Source, jax.Array], Task]
 MakeTask = Callable[[Config, Say], OfData]
 
-make: MakeTask = diffusion.make
+TASKS: dict[str, MakeTask] = {
+    "diffusion": diffusion.make,
+    "classifier": classifier.make,
+    "autoencoder": autoencoder.make,
+}
+"""By the names of config.tasks."""
+
+
+def make(config: Config, say: Say) -> OfData:
+    """The task that a configuration names."""
+    return TASKS[config.task](config, say)

@@ -1,12 +1,14 @@
 """Diffusion: a network that learns x_0 from x_t = sqrt(alphas_cumprod_t) x_0 + sqrt(1 - alphas_cumprod_t) eps.
 
-Every draw of step k for example b of the batch comes from fold_in(fold_in(key, k), b), split once into the keys of t,
-eps and dropout; what a condition draws, from that key with CONDITION folded in.
+Every draw of step k for example b of the batch comes from the example's own key, see `draws`; what a condition draws,
+from that key with CONDITION folded in.
 """
 
+import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,16 +29,18 @@ from ddpm_jax.samplers.catalogue import make_table, other_variance
 from ddpm_jax.timesteps import TimestepSampler
 from ddpm_jax.train.state import Params, TrainState, make_optimizer, optimized
 from ddpm_jax.train.task import Means, Start
+from ddpm_jax.train.tasks import evaluated
+from ddpm_jax.train.tasks.draws import Said as Said
+from ddpm_jax.train.tasks.draws import draw
+from ddpm_jax.train.tasks.evaluated import Evaluated
+from ddpm_jax.train.tasks.shown import Shown, show
 
 Draw = Callable[..., jax.Array]
 CONDITION = 3
-
-
-class Said(NamedTuple):
-    """Of each example, [B]: what a TimestepSampler learns from."""
-
-    t: jax.Array
-    losses: jax.Array
+LEAST_DEPENDENCE = 1e-3
+"""Of what a network says on its condition, less than which is said."""
+MOST_LEFT = 0.1
+"""Of x_0 in x_T, more than which is said; what trains well has 0.07 at most (latent-diffusion's)."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,9 @@ class Diffusion:
       condition: what the network is told beside x_t and t; None for nothing.
       drop: the probability that an example's condition is dropped.
       example: a record of one example, arrays [1, ...], from which a conditional network is initialized.
+      say: is told of pictures that are not finite, and of a network that does not listen to its condition.
+      shown: what it is told for the pictures; None without a condition.
+      evaluated: metrics of what it draws; None for none.
     """
 
     model: nn.Module
@@ -70,6 +77,9 @@ class Diffusion:
     condition: Condition | None = None
     drop: float = 0.0
     example: Mapping[str, jax.Array] | None = None
+    say: Say = warnings.warn
+    shown: Shown | None = None
+    evaluated: Evaluated | None = None
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -96,21 +106,17 @@ class Diffusion:
     ) -> tuple[Means, Said]:
         """The mean of the weighted losses, its parts and its gradient; t and the loss of every example."""
         x_0 = images.to_float(batch["image"])
-        key_of = lambda b: jax.random.fold_in(jax.random.fold_in(self.key, state.step), b)
-        keys_of = lambda b: jax.random.split(key_of(b), 3)
-        _, keys_eps, dropout_keys = jax.vmap(keys_of, out_axes=1)(indices)
-        eps = jax.vmap(lambda key_eps: jax.random.normal(key_eps, x_0.shape[1:]))(keys_eps)
-        t, weight = self.timestep_sampler.draw(state.task_state, lambda b: keys_of(b)[0], indices, batch_size)
-        told = self._told(batch, jax.vmap(key_of)(indices))
+        drawn = draw(self.key, self.timestep_sampler, state.task_state, state.step, x_0, indices, batch_size)
+        told = self._told(batch, drawn.example_keys)
 
         def mean_loss(params: Params) -> tuple[jax.Array, Losses]:
-            model_fn = bind(self.model, params, train=True, dropout_keys=dropout_keys, **told)
-            losses = self.objective(model_fn, x_0, t, eps)
-            return jnp.mean(weight * losses.total), losses
+            model_fn = bind(self.model, params, train=True, dropout_keys=drawn.dropout_keys, **told)
+            losses = self.objective(model_fn, x_0, drawn.t, drawn.eps)
+            return jnp.mean(drawn.weight * losses.total), losses
 
         (loss, losses), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
-        parts = {name: jnp.mean(weight * part) for name, part in losses.parts.items()}
-        return Means(loss, parts, grads), Said(t, losses.total)
+        parts = {name: jnp.mean(drawn.weight * part) for name, part in losses.parts.items()}
+        return Means(loss, parts, grads), Said(drawn.t, losses.total)
 
     def update(self, state: TrainState, means: Means, said: Said) -> TrainState:
         """One update of the optimizer, and what the timestep sampler learns."""
@@ -118,8 +124,20 @@ class Diffusion:
         return optimized(state, means.grads, self.optimizer, task_state)
 
     def pictures(self, params: Params, key: jax.Array) -> np.ndarray | None:
-        """Drawn with the configuration's sampler."""
-        return None if self.draw is None else images.to_uint8(self.draw(params, key))
+        """Drawn with the configuration's sampler; `say` is told how many are not finite, since they look black."""
+        if self.draw is None:
+            return None
+        x_0 = self.draw(params, key)
+        if self.shown is not None and (changed := self.shown.dependence(params)) < LEAST_DEPENDENCE:
+            self.say(f"the network does not listen to its condition: without it, {changed:.1e} of its answer changes")
+        if len(wrong := images.not_finite(x_0)):
+            self.say(f"{len(wrong)} of the {len(x_0)} images drawn have NaN or infinity: sample.sampler diverges")
+        pictures = images.to_uint8(x_0)
+        return pictures if self.shown is None else self.shown.beside(pictures)
+
+    def evaluate(self, params: Params) -> dict[str, float]:
+        """The metrics of the configuration, where it has some."""
+        return {} if self.evaluated is None else self.evaluated(params)
 
     def described(self, num_parameters: int) -> str:
         """The network, as the options that give it."""
@@ -132,7 +150,8 @@ def make(config: Config, say: Say) -> Callable[[Config, Source, jax.Array], Diff
 
     Args:
       config: of the run.
-      say: is told if pictures have another variance than is trained for.
+      say: is told if pictures have another variance than is trained for, if x_T is not nearly noise, and of pictures
+        that are not finite.
 
     Returns:
       (config resolved for the images, the images, key of the run) -> Diffusion.
@@ -141,6 +160,11 @@ def make(config: Config, say: Say) -> Callable[[Config, Source, jax.Array], Diff
       ValueError: names and numbers that do not go together; of the function, settings that do not fit the images.
     """
     schedule = build.make_schedule(config.schedule)
+    if (left := math.sqrt(schedule.alphas_cumprod_float64[-1])) > MOST_LEFT:
+        say(
+            f"schedule.name {config.schedule.name} with {schedule.num_timesteps} steps ends at {left:.2g} of the image"
+            ", and samplers begin with noise: take linear_rescaled or cosine, or a greater schedule.num_timesteps"
+        )
     objective = build.make_objective(config.objective, schedule)
     timestep_sampler = build.make_timestep_sampler(config.objective, schedule)
     table = make_table(config.sample.sampler, schedule, config.sample.num_steps, variance=config.objective.variance)
@@ -148,20 +172,30 @@ def make(config: Config, say: Say) -> Callable[[Config, Source, jax.Array], Diff
         say(other)
     reading = build.make_reading(config.objective, config.sample.clip)
     reading.check_table(schedule, table)
+    make_evaluated = evaluated.make(config.evaluate)
 
     def of_data(config: Config, source: Source, key: jax.Array) -> Diffusion:
-        model, shape = build.make_model(config, source.image_shape), source.image_shape
-        optimizer = make_optimizer(config.optimizer)
-        draw = make_draw(model, reading.denoiser(schedule), table, (config.sample.num_images, *shape))
-        return Diffusion(model, objective, timestep_sampler, optimizer, key, shape, draw, config)
+        condition = build.make_condition(config.condition, source.classes)
+        model, shape = build.make_model(config, source.image_shape, source.classes), source.image_shape
+        optimizer, n = make_optimizer(config.optimizer), config.sample.num_images
+        shown = None if condition is None else show(condition, source, n, key, model, schedule, config.condition.drop)
+        told = {} if shown is None else shown.told
+        draw = make_draw(model, reading.denoiser(schedule), table, (n, *shape), told)
+        example = None if condition is None else build.stand_in_record(condition, shape)
+        parts = (model, objective, timestep_sampler, optimizer, key, shape, draw, config)
+        evaluate = make_evaluated and make_evaluated(config, source, say)
+        return Diffusion(*parts, condition, config.condition.drop or 0.0, example, say, shown, evaluate)
 
     return of_data
 
 
-def make_draw(model: nn.Module, make_denoise: MakeDenoise, table: samplers.Table, shape: tuple[int, ...]) -> Draw:
-    """draw(params, key, first_index=0) -> x_0 [N, H, W, C], compiled once."""
+def make_draw(
+    model: nn.Module, make_denoise: MakeDenoise, table: samplers.Table, shape: tuple[int, ...], told: Mapping[str, Any]
+) -> Draw:
+    """draw(params, key, first_index=0) -> x_0 [N, H, W, C], of a network that is told this; compiled once."""
 
     def draw(params: Any, key: jax.Array, first_index: int | jax.Array = 0) -> jax.Array:
-        return samplers.sample(make_denoise(bind(model, params)), table, key, shape, first_index=first_index)
+        denoise = make_denoise(bind(model, params, **told))
+        return samplers.sample(denoise, table, key, shape, first_index=first_index)
 
     return jax.jit(draw)

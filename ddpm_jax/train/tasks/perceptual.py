@@ -1,0 +1,34 @@
+"""The perceptual distance that a configuration names, with the weights that it is computed by."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+
+from ddpm_jax.config.first_stage import ReconstructionConfig
+from ddpm_jax.evaluate.features import colours
+from ddpm_jax.interop import files
+from ddpm_jax.interop.features import efficientnet, lpips
+from ddpm_jax.models.lpips import LPIPS
+from ddpm_jax.models.perceptual import efficientnet_distance
+
+Distance = Callable[[jax.Array, jax.Array], jax.Array]
+"""perceptual(x, y) -> [B], of images [B, H, W, C] in [-1, 1]."""
+
+
+def make(config: ReconstructionConfig) -> Distance | None:
+    """None for none. Grey images are seen as three equal colours.
+
+    Raises:
+      ImportError: a package with weights is not installed.
+      FileNotFoundError, ValueError: no such file; one with other weights.
+    """
+    if config.perceptual is None:
+        return None
+    if config.perceptual == "efficientnet":
+        params: Any = efficientnet.efficientnet_to_params(files.read_state_dict(efficientnet.find()))
+        return lambda x, y: efficientnet_distance(params, colours(x), colours(y))
+    assert config.weights is not None
+    model, params = LPIPS(config.perceptual), lpips.read_lpips(config.perceptual, Path(config.weights))
+    return lambda x, y: cast(jax.Array, model.apply({"params": params}, colours(x), colours(y)))
