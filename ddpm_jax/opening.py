@@ -8,13 +8,16 @@ from typing import Any
 import jax
 
 from ddpm_jax import build, interop
-from ddpm_jax.config.run import DataConfig, to_dict
+from ddpm_jax.config.run import Config, DataConfig, to_dict
 from ddpm_jax.host.storage import Say
 from ddpm_jax.models import Classifier
 from ddpm_jax.noisy_classifier import NoisyClassifier
-from ddpm_jax.runs import checkpoint, first_stage_file, posthoc
+from ddpm_jax.runs import checkpoint, first_stage_file, first_stage_weights, posthoc
 from ddpm_jax.samplers.configs.reading import read_json
 from ddpm_jax.trained import FirstStage, Trained, check_finite, checksum
+
+FIRST_STAGE = "first stage"
+"""Its name among the networks of a run."""
 
 
 def open(place: str | Path, say: Say, average: posthoc.Average = posthoc.OWN, config: Path | None = None) -> Trained:
@@ -94,7 +97,8 @@ def of_run(
         raise ValueError(f"ema_decay and ema_sigma choose among the averages of a run's end, got checkpoint {step}")
     else:
         params = posthoc.of_checkpoint(workdir, step, built.params)
-    trained = as_trained(built, jax.device_get(params), step, info.classes)
+    stage = None if (weights := info.networks.get(FIRST_STAGE)) is None else first_stage_weights.read(workdir, weights)
+    trained = as_trained(built, jax.device_get(params), step, info.classes, stage)
     try:
         trained.check_finite()
     except ValueError as error:
@@ -102,7 +106,13 @@ def of_run(
     return trained
 
 
-def as_trained(built: build.Built, params: Any, step: int, classes: tuple[str, ...] | None) -> Trained:
+def as_trained(
+    built: build.Built,
+    params: Any,
+    step: int,
+    classes: tuple[str, ...] | None,
+    stage: FirstStage | None = None,
+) -> Trained:
     """The network of a run with some of its parameters, or with their shapes only, for what is given others.
 
     Args:
@@ -110,6 +120,7 @@ def as_trained(built: build.Built, params: Any, step: int, classes: tuple[str, .
       params: of its network.
       step: after which these are.
       classes: the names of the classes of its data, where they have some.
+      stage: the autoencoder in whose latents it diffuses, if it does.
     """
     return Trained(
         origin=f"a run of ddpm-jax, {step} steps",
@@ -125,6 +136,7 @@ def as_trained(built: build.Built, params: Any, step: int, classes: tuple[str, .
         step=step,
         condition=built.condition,
         classes=classes,
+        first_stage=stage,
     )
 
 
@@ -210,6 +222,21 @@ def first_stage(place: str | Path, *, average: posthoc.Average = posthoc.OWN, sa
             "end again"
         )
     return FirstStage(model, params, facts.scale)
+
+
+def first_stage_of(place: str | Path, say: Say) -> tuple[FirstStage, Config | None]:
+    """As `first_stage`, also that of a folder of diffusers: a pipeline's, or the folder is of one itself.
+
+    Returns:
+      The autoencoder, and the configuration of its run; None of all else.
+
+    Raises:
+      FileNotFoundError, ValueError: as first_stage and interop.load_first_stage.
+    """
+    run = checkpoint.find_run(Path(place))
+    if run is None:
+        return interop.load_first_stage(place), None
+    return first_stage(place, say=say), run.config
 
 
 def data_of(place: str | Path, trained: Trained, **told: Any) -> DataConfig:

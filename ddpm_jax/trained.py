@@ -59,36 +59,62 @@ def check_finite(parts: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True)
 class FirstStage:
-    """The autoencoder whose latents, times scale, a latent diffusion model diffuses: image = decode(z / scale).
+    """The autoencoder in whose latents a model diffuses: image = decode(z / scale + shift).
 
     Source: Rombach et al. 2022 (arXiv:2112.10752), section 3.1 and appendix G.
+
+    Attributes:
+      model: the autoencoder.
+      params: its parameters.
+      scale: 1 / standard deviation of what it encodes, one number or one for each channel.
+      shift: its mean, alike; 0 in the paper.
     """
 
     model: nn.Module
     params: Any
-    scale: float
+    scale: float | tuple[float, ...]
+    shift: float | tuple[float, ...] = 0.0
 
     def encode(self, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """[B, h, w, C] latents times scale of images [B, H, W, 3] in [-1, 1]: what a latent diffusion model diffuses.
+        """(z - shift) scale, [B, h, w, C], of images [B, H, W, 3] in [-1, 1]: what a latent diffusion model diffuses.
 
         Args:
           images: H and W divisible by the autoencoder's factor.
           key: of a draw from each image's posterior, by a key of its own; None for the mode. Of an autoencoder with a
             codebook the latents are those before quantization, which is the decoder's.
         """
-        found = self.model.apply({"params": self.params}, images, method="encode")
+        return self.encode_each(images, None if key is None else example_keys(key, 0, len(images)))
+
+    def encode_each(self, images: jax.Array, keys: jax.Array | None) -> jax.Array:
+        """As `encode`, by these keys [B]."""
+        found = self.posterior(images)
         if isinstance(found, DiagonalGaussian):
-            if key is None:
-                return found.mode() * self.scale
-            return found.sample(normals(example_keys(key, 0, len(images)), found.mean.shape[1:])) * self.scale
-        assert isinstance(found, jax.Array)
-        return found * self.scale
+            return self.scaled(found.mode() if keys is None else drawn(found, keys))
+        return self.scaled(found)
+
+    def posterior(self, images: jax.Array) -> DiagonalGaussian | jax.Array:
+        """q(z | x), or what was encoded where a codebook quantizes it; without scale and shift."""
+        return self.model.apply({"params": self.params}, images, method="encode")  # type: ignore[reportReturnType]
+
+    def scaled(self, z: jax.Array) -> jax.Array:
+        """(z - shift) scale: of variance 1."""
+        return (z - _of_channels(self.shift)) * _of_channels(self.scale)
 
     def decode(self, z: jax.Array) -> jax.Array:
         """[B, H, W, 3] images in [-1, 1] from latents z [B, h, w, C]."""
-        images = self.model.apply({"params": self.params}, z / self.scale, method="decode")
+        unscaled = z / _of_channels(self.scale) + _of_channels(self.shift)
+        images = self.model.apply({"params": self.params}, unscaled, method="decode")
         assert isinstance(images, jax.Array)
         return images
+
+
+def drawn(posterior: DiagonalGaussian, keys: jax.Array) -> jax.Array:
+    """z ~ N(mean, exp(log_variance)), [B, h, w, C], each image's by its own of the keys [B]."""
+    return posterior.sample(normals(keys, posterior.mean.shape[1:]))
+
+
+def _of_channels(value: float | tuple[float, ...]) -> float | jax.Array:
+    return value if isinstance(value, float | int) else jnp.asarray(value, jnp.float32).reshape(1, 1, 1, -1)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import jax
 from ddpm_jax.cli import (
     bench,
     convert,
+    encode,
     evaluate,
     film,
     img2img,
@@ -38,6 +39,7 @@ USAGE = f"""usage: ddpm-jax COMMAND ...
   interpolate SOURCE --between A.png B.png [--steps 8]              pictures between two, or between two seeds
   upscale SOURCE PICTURES                                           larger pictures, by a super-resolution network
   film SOURCE [--out FILE.gif]                                      what it takes the pictures for at each step
+  encode SOURCE [DATA] [--out FOLDER]                               images as latents of an autoencoder, to train on
   convert SOURCE FOLDER                                             write it as a folder that diffusers loads
   evaluate SOURCE [--against DATA] [-n 10000] [--metrics fid kid]   how good the pictures are: distances, their protocol
   nll SOURCE [--split test] [-n 1000] [--num-steps 100]             bits/dim: the variational bound, term by term
@@ -53,6 +55,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train.train,
     "sample": sample.sample,
     "evaluate": evaluate.evaluate,
+    "encode": encode.encode,
     "convert": convert.convert,
     "nll": nll.negative_log_likelihood,
     "parity": parity.parity,

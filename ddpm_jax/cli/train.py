@@ -58,7 +58,7 @@ def train(argv: list[str]) -> None:
         return
     if config.task == "autoencoder":
         print(f"{done}; images above their reconstructions: {workdir / 'samples.png'}, loss: {workdir / 'loss.png'}")
-        print(f"it encodes and decodes: ddpm_jax.opening.first_stage({str(workdir)!r})")
+        print(f"latents of its images: ddpm-jax encode {shlex.quote(str(workdir))}")
         return
     print(f"{done}; pictures: {workdir / 'samples.png'}, loss: {workdir / 'loss.png'}")
     print(f"more pictures: ddpm-jax sample {shlex.quote(str(workdir))} --sampler ddim --num-steps 50 -n 64 --seed 1")

@@ -28,7 +28,8 @@ class DataConfig(Section):
     """Which images."""
 
     name: str = "digits"
-    """"digits" (embedded), a TFDS name, a folder of images, or an .npy/.npz file of uint8 [N, H, W, C]."""
+    """"digits" (embedded), a TFDS name, a folder of images, an .npy/.npz file of uint8 [N, H, W, C], or a folder of
+    latents that ddpm-jax encode wrote."""
     dir: str | None = field(default=None, metadata=FREE)
     """Where TFDS data sets are prepared; TFDS's own default if not given."""
     split: str = "train"
@@ -45,6 +46,9 @@ class DataConfig(Section):
     what metadata.jsonl or metadata.csv says, or folders. none reads only the images, of any set."""
     flip: bool = False
     """Flip every other image from left to right, at random."""
+    encode_with: str | None = field(default=None, metadata=FREE)
+    """Train in the latents of this autoencoder, encoded at every step: the directory of a run of --task autoencoder, or
+    a folder of diffusers. A folder that ddpm-jax encode wrote needs none."""
 
     def arguments(self) -> dict[str, Any]:
         """What data.load takes beside the name."""

@@ -2,12 +2,14 @@
 
 A record is a mapping of arrays with one leading axis, an entry for each example. Every one has `image`, uint8
 [n, H, W, C] with C = 1 for grey and 3 for RGB, values 0..255 (scaling to [-1, 1] belongs to training, not to reading),
-and what the data has besides: `label`, int32 [n], and `caption`, Python strings [n].
+and what the data has besides: `label`, int32 [n], and `caption`, Python strings [n]. Images that an autoencoder has
+encoded are `latent` instead, float32 [n, h, w, D], with `log_variance` where these are the means of posteriors.
 Every reader (`folder`, `prepared`, `arrays`) turns a place into a `Source` of them.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +24,7 @@ CHUNK = 1024
 MOST_NAMED = 4
 
 IMAGE, LABEL, CAPTION = "image", "label", "caption"
+LATENT, LOG_VARIANCE = "latent", "log_variance"
 
 Record = dict[str, np.ndarray]
 Indices = NDArray[np.int64]
@@ -50,11 +53,12 @@ class Source:
     Attributes:
       name: what to call the data set in messages.
       num_examples: number of records, at least 1.
-      spec: what a record has, by name; always `image`.
+      spec: what a record has, by name; always `image` or `latent`.
       take: (int64 [n], names) -> the entries of these names, new arrays at each call, [n, ...] each. Called from
         several threads by `prefetch`.
       arrays: those entries that lie in memory, whole, [N, ...]; not to be written into.
       files: () -> name and size of each file that the others are read from; None where that is one, or none.
+      autoencoder: of latents, the folder that has what encoded them.
     """
 
     name: str
@@ -63,14 +67,15 @@ class Source:
     take: Callable[[Indices, Sequence[str]], Record]
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
     files: Callable[[], Iterable[tuple[str, int]]] | None = None
+    autoencoder: Path | None = None
 
     def __len__(self) -> int:
         return self.num_examples
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C) of every image."""
-        height, width, channels = self.spec[IMAGE].shape
+        """(H, W, C) of every image, or of its latents."""
+        height, width, channels = self.spec[IMAGE if IMAGE in self.spec else LATENT].shape
         return height, width, channels
 
     @property
@@ -99,7 +104,13 @@ class Source:
         return self.take(indices, tuple(self.spec) if features is None else features)
 
     def images(self, indices: Sequence[int] | NDArray[np.integer]) -> Images:
-        """The images x_i for i in `indices`, uint8 [n, H, W, C]; the caller may write into them."""
+        """The images x_i for i in `indices`, uint8 [n, H, W, C]; the caller may write into them.
+
+        Raises:
+          ValueError: latents.
+        """
+        if IMAGE not in self.spec:
+            raise ValueError(f"{self.name} holds latents, and images are needed here")
         return self.read(indices, (IMAGE,))[IMAGE]
 
 
@@ -186,9 +197,10 @@ def in_memory(source: Source, progress: Progress | None = None) -> Source:
 
 def describe(source: Source) -> str:
     """What there is: "digits: 1797 images of 8 x 8 x 1, labels of 10 classes (zero, one, ..., nine), captions"."""
-    parts = [f"{len(source)} images of {' x '.join(map(str, source.image_shape))}"]
+    kind = IMAGE if IMAGE in source.spec else LATENT
+    parts = [f"{len(source)} {kind}s of {' x '.join(map(str, source.image_shape))}"]
     if (classes := source.classes) is not None:
         few = classes if len(classes) <= MOST_NAMED else (*classes[: MOST_NAMED - 1], "...", classes[-1])
         parts.append(f"labels of {len(classes)} classes ({', '.join(few)})")
-    parts += [f"{name}s" for name in source.spec if name not in (IMAGE, LABEL)]
+    parts += [f"{name}s" for name in source.spec if name not in (IMAGE, LABEL, LATENT, LOG_VARIANCE)]
     return f"{source.name}: {', '.join(parts)}"

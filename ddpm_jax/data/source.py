@@ -3,6 +3,7 @@
 import warnings
 from pathlib import Path
 
+from ddpm_jax.data import latents
 from ddpm_jax.data.arrays import open_array
 from ddpm_jax.data.folder import open_folder
 from ddpm_jax.data.images import Say, check_order
@@ -35,8 +36,9 @@ def load(
     Args:
       name: "digits", the 1797 digits of scikit-learn, written to the TFDS data directory on first use; or a TFDS
         name such as "mnist"; or the path of a folder of pictures (`folder.open_folder`); or the path of a .npy or
-        .npz file with a uint8 array [N, H, W, C] or [N, H, W] (`arrays.open_array`). A folder that is called like a
-        TFDS set is meant only if its path is written with a separator ("./mnist").
+        .npz file with a uint8 array [N, H, W, C] or [N, H, W] (`arrays.open_array`); or the path of a folder of latents
+        (`latents.open_latents`). A folder that is called like a TFDS set is meant only if its path is written with a
+        separator ("./mnist").
       data_dir: TFDS data directory. If given, nothing is downloaded. None means TFDS's default, TFDS_DATA_DIR or
         ~/tensorflow_datasets, and TFDS downloads what is not there.
       split: a TFDS split, such as "test" or "train[:80%]"; a folder or a file has the split "train" only.
@@ -74,6 +76,9 @@ def load(
     require_file(path)
     if is_array:
         return in_memory(open_array(path, image_size, key, say, only_images=labels == NONE), progress)
+    if path.is_dir() and latents.is_latents(path):
+        _check_latents(name, image_size, transparency, labels)
+        return latents.open_latents(path)
     if not path.is_dir():
         raise ValueError(f"{path} is a file: allowed are a folder of pictures, a .npy file and a .npz file")
     return in_memory(open_folder(path, image_size, transparency, labels, say), progress)
@@ -84,6 +89,14 @@ def _check(image_size: int | None, labels: str | None) -> None:
         raise ValueError(f"image_size must be a whole number in [1, {MOST_IMAGE_SIZE}], got {image_size!r}")
     if labels is not None:
         choose("--data.labels", labels, dict.fromkeys(WAYS))
+
+
+def _check_latents(name: str, image_size: int | None, transparency: str | None, labels: str | None) -> None:
+    if labels == NONE:
+        raise ValueError(f"{name} holds latents, and images are needed here")
+    for option, value in (("image-size", image_size), ("transparency", transparency), ("labels", labels)):
+        if value is not None:
+            raise ValueError(f"--data.{option} {value!r} is for images, and {name!r} holds latents of some")
 
 
 def splits(name: str, *, data_dir: str | Path | None = None) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, ParamSpec, TypeVar
@@ -67,6 +68,15 @@ def require_file(path: Path) -> None:
     """
     if path.exists() and not path.is_file() and not path.is_dir():
         raise ValueError(f"{path} is a pipe or a device, and no file")
+
+
+def crc32(path: Path) -> int:
+    """CRC-32 of what is in a file."""
+    found = 0
+    with naming(path), open(path, "rb") as file:
+        while chunk := file.read(1 << 24):
+            found = zlib.crc32(chunk, found)
+    return found
 
 
 def make_directory(path: Path) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 from ddpm_jax import schedules
 from ddpm_jax.interop import contents, dit, files, hub, kinds, layers
 from ddpm_jax.interop.ddim.load import load_ddim
+from ddpm_jax.interop.diffusers.load import load_first_stage as load_folder_first_stage
 from ddpm_jax.interop.diffusers.load import load_folder
 from ddpm_jax.interop.ldm.load import UNET, load_latent_diffusion
 from ddpm_jax.interop.openai.load import load_classifier as load_openai_classifier
@@ -27,7 +28,7 @@ from ddpm_jax.names import unknown
 from ddpm_jax.noisy_classifier import NoisyClassifier
 from ddpm_jax.reading import Reading
 from ddpm_jax.samplers.catalogue import ANCESTRAL
-from ddpm_jax.trained import Trained
+from ddpm_jax.trained import FirstStage, Trained, check_finite
 
 
 def load(path: str | Path, config: Mapping[str, Any] | None = None) -> Trained:
@@ -93,6 +94,27 @@ def load_classifier(path: str | Path, config: Mapping[str, Any] | None = None) -
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return replace(found, origin=f"{found.origin}; {said}") if said else found
+
+
+def load_first_stage(path: str | Path) -> FirstStage:
+    """The autoencoder of a latent diffusion model.
+
+    Args:
+      path: a folder of diffusers, of a pipeline with one or of one; or "hf:owner/name", as of `load`.
+
+    Raises:
+      FileNotFoundError, ValueError, ImportError: as `load`; or a folder without one.
+    """
+    place = hub.fetch(str(path).removeprefix("hf:")) if str(path).startswith("hf:") else Path(path)
+    if not place.is_dir():
+        raise FileNotFoundError(f"no folder {place} with an autoencoder, and no run of one")
+    try:
+        found = load_folder_first_stage(place)
+        _require_float32(found.params)
+        check_finite({"params": found.params})
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return found
 
 
 def _given(path: str | Path, config: Mapping[str, Any] | None) -> Mapping[str, Any]:

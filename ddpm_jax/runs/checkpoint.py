@@ -5,6 +5,7 @@
     checkpoints/STEP/   Orbax: params, ema_params, opt_state, and what else a run has: timestep_state, ema_stack,
                         skipped; seal.json: size and CRC-32 of their files
     averages/STEP/      written by posthoc
+    first_stage.safetensors   of a run on latents: the autoencoder
     metrics.jsonl, samples/, loss.png   written by train.loop
     lock.json           who trains there, while somebody does
 
@@ -53,6 +54,7 @@ class RunInfo:
     num_examples: int
     fingerprint: dict[str, str] = dataclasses.field(default_factory=dict)  # of what it reads; none of before there were
     classes: tuple[str, ...] | None = None  # the names of the labels, where it reads them
+    networks: dict[str, str] = dataclasses.field(default_factory=dict)  # that training is given: their checksums
 
     def __post_init__(self):
         check_image_shape("image_shape", self.image_shape)
@@ -86,6 +88,11 @@ def check_run(workdir: Path, info: RunInfo) -> None:
             if getattr(before, name) != getattr(info, name)
         ]
         of_data += fingerprints.changes(before.fingerprint or info.fingerprint, info.fingerprint)
+        of_data += [
+            f"weights of the {name}: {before.networks.get(name, 'none')}, now {info.networks.get(name, 'none')}"
+            for name in {**before.networks, **info.networks}
+            if before.networks.get(name) != info.networks.get(name)
+        ]
         if changed or of_data:
             what, back = ("another configuration", "") if changed else ("other data", "bring those back, ")
             raise ValueError(

@@ -49,7 +49,8 @@ def decisive(info: RunInfo) -> dict[str, Any]:
     if info.classes is not None:
         of_data["classes of the data"] = list(info.classes)
     contents = {f"fingerprint of the {name}s": value for name, value in info.fingerprint.items()}
-    return {**of_data, **contents, **_versions(), **_settings()}
+    networks = {f"weights of the {name}": value for name, value in info.networks.items()}
+    return {**of_data, **contents, **networks, **_versions(), **_settings()}
 
 
 def _versions() -> dict[str, str]:

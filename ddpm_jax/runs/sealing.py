@@ -5,10 +5,9 @@ And which checkpoint of a directory is the newest that is as its seal says.
 
 import errno
 import json
-import zlib
 from pathlib import Path
 
-from ddpm_jax.host.storage import write_atomically
+from ddpm_jax.host.storage import crc32, write_atomically
 
 # What is sealed, where it is there.
 ITEMS = ("params", "ema_params", "opt_state", "timestep_state", "ema_stack", "skipped")
@@ -107,12 +106,4 @@ def _sealed(path: Path) -> dict[str, list[int]] | None:
 def _contents(directory: Path) -> dict[str, list[int]]:
     """{file: [bytes, CRC-32]} of the items; what Orbax notes beside them does not matter."""
     files = (path for item in ITEMS for path in sorted((directory / item).rglob("*")) if path.is_file())
-    return {str(path.relative_to(directory)): [path.stat().st_size, _crc32(path)] for path in files}
-
-
-def _crc32(path: Path) -> int:
-    checksum = 0
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 24):
-            checksum = zlib.crc32(chunk, checksum)
-    return checksum
+    return {str(path.relative_to(directory)): [path.stat().st_size, crc32(path)] for path in files}

@@ -51,6 +51,8 @@ class Run:
 
     config: Config
     source: data.Source
+    shape: tuple[int, int, int]
+    """(H, W, C) of what is trained on: images, or latents of them."""
     task: task.Task
     devices: list[jax.Device]
     spread: Spread
@@ -80,7 +82,8 @@ class Run:
         """What its directory says of it."""
         read = data.fingerprint(self.source, self.task.reads)
         classes = self.source.classes if "label" in self.task.reads else None
-        return checkpoint.RunInfo(self.config, self.source.image_shape, len(self.source), read, classes)
+        networks = self.task.networks if isinstance(self.task, task.Given) else {}
+        return checkpoint.RunInfo(self.config, self.shape, len(self.source), read, classes, networks)
 
     def init(self) -> state.TrainState:
         """The state before step 0."""
@@ -149,16 +152,19 @@ def prepare(
     of_data = make_task(config, say)
     if source is None:
         source = processes.first_before_others(lambda: data.load(config.data.name, **config.data.arguments(), say=say))
-    config = defaults.resolved(config, source.image_shape)
+    shape = tasks.shape_of(config, source, say)
+    config = defaults.resolved(config, shape)
     key_init, key_train, key_sample = jax.random.split(keys.make(config.train.seed), 3)
     made = of_data(config, source, key_train)
+    if lacking := [name for name in made.reads if name not in source.spec]:
+        raise ValueError(f"{source.name} has no {lacking[0]}s, which are needed here (it has {', '.join(source.spec)})")
     train_step = spread.make_train_step(
         made,
         ema_decay=config.optimizer.ema_decay,
         accumulate=config.train.accumulate,
         averages=averages_of(config),
     )
-    return Run(config, source, made, devices, spread, train_step, key_init, key_sample)
+    return Run(config, source, shape, made, devices, spread, train_step, key_init, key_sample)
 
 
 def check_steps_per_call(steps_per_call: int, devices: list[jax.Device]) -> None:
@@ -315,10 +321,12 @@ def entered(run: Run, workdir: Path, report: Report) -> Iterator[Callable[[], No
                 report.say(f"{workdir} does not say which data it began with: they are taken to be these from now on")
 
         processes.from_first(occupy)
+        if processes.is_first() and isinstance(run.task, task.Given):
+            run.task.keep(workdir)
         if begins and run.config.train.begin_from is None and processes.is_first():
             params = jax.eval_shape(run.task.init, run.key_init)
             report.say(run.task.described(sum(leaf.size for leaf in jax.tree.leaves(params))))
-            if (planes := images.shown_as(run.source.image_shape[-1])) is not None:
+            if "image" in run.source.spec and (planes := images.shown_as(run.source.image_shape[-1])) is not None:
                 report.say(planes)
             if set(run.source.spec) - set(run.task.reads):
                 report.say(f"{data.describe(run.source)}; this run uses the {'s and '.join(run.task.reads)}s only")

@@ -80,7 +80,7 @@ def sharded(state: TrainState, mesh: Mesh) -> TrainState:
 def _shardings(state: TrainState, mesh: Mesh) -> TrainState:
     """A sharding for each leaf: what grows with the network is divided, the rest is whole on every device."""
     fsdp = mesh.shape["fsdp"]
-    divide = lambda tree: jax.tree.map(lambda leaf: NamedSharding(mesh, spec(leaf.shape, fsdp)), tree)
+    divide = lambda tree: _divided(tree, mesh)
     whole = lambda tree: jax.tree.map(lambda leaf: NamedSharding(mesh, WHOLE), tree)
     return TrainState(
         step=whole(state.step),
@@ -91,6 +91,11 @@ def _shardings(state: TrainState, mesh: Mesh) -> TrainState:
         ema_stack=jax.tree.map(lambda leaf: NamedSharding(mesh, _row_spec(leaf.shape, fsdp)), state.ema_stack),
         skipped=whole(state.skipped),
     )
+
+
+def _divided(tree: Any, mesh: Mesh) -> Any:
+    """Of parameters, or of a gradient: a task may have more of these than there are parameters."""
+    return jax.tree.map(lambda leaf: NamedSharding(mesh, spec(leaf.shape, mesh.shape["fsdp"])), tree)
 
 
 def _row_spec(shape: tuple[int, ...], fsdp: int) -> PartitionSpec:
@@ -138,7 +143,7 @@ def make_train_step(
         # Everything follows from these: whole parameters, so that it is the examples that are divided.
         gathered = dataclasses.replace(state, params=place(state.params, WHOLE))
         means, said = task.gradient(gathered, place(batch, BATCH), place(indices, BATCH), batch_size)
-        grads = jax.lax.with_sharding_constraint(means.grads, _shardings(state, mesh).params)
+        grads = jax.lax.with_sharding_constraint(means.grads, _divided(means.grads, mesh))
         return means._replace(grads=grads), said
 
     gradient = accumulated(sharded_gradient, accumulate, unroll=mesh.devices.flat[0].platform == "cpu")

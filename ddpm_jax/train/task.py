@@ -102,6 +102,20 @@ class Evaluates(Protocol):
 
 
 @runtime_checkable
+class Given(Protocol):
+    """What a task may have beside: networks that it is given, ready trained."""
+
+    @property
+    def networks(self) -> dict[str, str]:
+        """Their weights' checksums, by what they are: a run goes on with the same only."""
+        ...
+
+    def keep(self, workdir: Path) -> None:
+        """Write what the run's directory must have of them, before the first step and in the first process."""
+        ...
+
+
+@runtime_checkable
 class Finishes(Protocol):
     """What a task may have beside: something to leave in the run's directory when it is trained."""
 

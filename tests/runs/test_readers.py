@@ -42,7 +42,7 @@ def goes_on(run, monkeypatch, before, module, name):
 MOMENTS = {
     "listed": (True, sealing, "damage"),
     "the seal is read": (True, sealing, "_contents"),
-    "a file is summed": (True, sealing, "_crc32"),
+    "a file is summed": (True, sealing, "crc32"),
     "all is summed": (False, sealing, "_contents"),
     "read": (True, checkpoint.Saved, "read"),
     "the shapes are known": (False, checkpoint.Saved, "misfits"),

@@ -8,7 +8,7 @@ import pytest
 
 from ddpm_jax.train import task
 from ddpm_jax.train.accumulation import accumulated
-from tests.train.test_mesh import SGD, assert_close, prepare, record, run
+from tests.train.test_mesh import SGD, assert_close, assert_metrics_close, prepare, record, run
 from tests.train.test_step import BATCH, HYBRID, SHORT, Small, diffusion, every_task, has_learned
 
 INDICES = jnp.arange(8, dtype=jnp.uint32)
@@ -93,7 +93,7 @@ def test_steps_do_not_depend_on_micro_batches(sizes, make):
     (*_, expected), metrics = run(make(SGD), {}, 6)
     (*_, after), metrics_of_parts = run(make(SGD), sizes, 6, accumulate=2)
     assert has_learned(after.task_state)
-    assert_close(metrics_of_parts, metrics, rtol=1e-5)
+    assert_metrics_close(metrics_of_parts, metrics, rtol=1e-5)
     assert_close(after, expected, rtol=1e-5, atol=1e-6)
 
 

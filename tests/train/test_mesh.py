@@ -77,6 +77,16 @@ def assert_close(a, b, **tolerances):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerances), a, b)
 
 
+def assert_metrics_close(a, b, rtol):
+    """A discriminator's logits have both signs, and their mean comes near 0 (1.95e-4 in one of these steps) while its
+    sum is rounded as numbers of size 1 are."""
+    for found, expected in zip(a, b, strict=True):
+        assert found.keys() == expected.keys()
+        for name in found:
+            atol = 1e-7 if name.startswith("logits") else 0
+            np.testing.assert_allclose(found[name], expected[name], rtol, atol, err_msg=name)
+
+
 # --------------------------------------------------------------------------------------------- the same as with pmap
 
 
@@ -95,7 +105,7 @@ def test_steps_are_those_of_pmap(make):
     for sizes in MESHES:
         (before_on_mesh, *_, after_on_mesh), metrics_on_mesh = run(make(SGD), sizes, 6)
         jax.tree.map(np.testing.assert_array_equal, before_on_mesh, before)
-        assert_close(metrics_on_mesh, metrics, rtol=1e-5)
+        assert_metrics_close(metrics_on_mesh, metrics, rtol=1e-5)
         assert_close(after_on_mesh, after, rtol=1e-5, atol=1e-6)
         moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), after.params, before.params)
         assert max(jax.tree.leaves(moved)) > 1e-2

@@ -149,6 +149,21 @@ def load_folder(folder: Path, config: Mapping[str, Any]) -> Trained:
     )
 
 
+def load_first_stage(folder: Path) -> FirstStage:
+    """The autoencoder of a pipeline's folder, or the one that a folder is of.
+
+    Raises:
+      FileNotFoundError: no config.json or no weights.
+      ValueError: a pipeline without one; otherwise as load_folder.
+    """
+    index = _index(folder)
+    place = _part(folder, index, PARTS["first_stage"]) if index else folder
+    if place is None:
+        kind = index.get("_class_name", "the pipeline")
+        raise ValueError(f"{kind} has none of the autoencoders known here: {', '.join(PARTS['first_stage'])}")
+    return _first_stage(place)[0]
+
+
 def _first_stage(folder: Path) -> tuple[FirstStage, str]:
     """(AutoencoderKL or VQModel in a folder of diffusers, what is to be said of its weights).
 

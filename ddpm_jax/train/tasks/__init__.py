@@ -9,6 +9,7 @@ from ddpm_jax.data import Source
 from ddpm_jax.host.storage import Say
 from ddpm_jax.train.task import Task
 from ddpm_jax.train.tasks import autoencoder, classifier, diffusion
+from ddpm_jax.train.tasks.clean import shape_of as shape_of
 
 # make(config, say) checks what it can before the data is read, which takes time, and returns a function
 # (config resolved for the data, data, key of the run) -> task.

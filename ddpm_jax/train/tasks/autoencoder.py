@@ -150,7 +150,7 @@ class Autoencoding:
         own, judge = state.params[AUTOENCODER], state.params.get(DISCRIMINATOR)
 
         def reconstruct(decoded: jax.Array) -> first_stage.Reconstructed:
-            distances = None if self.perceptual is None else self.perceptual(x, decoded)
+            distances = None if self.perceptual is None else self.perceptual.of(x, decoded)
             weight = self.perceptual_weight
             return first_stage.reconstruction(x, decoded, distances, pixel=self.pixel, perceptual_weight=weight)
 
@@ -233,6 +233,14 @@ class Autoencoding:
         """first_stage.json: the scale of the latents, and how good reconstructions are."""
         if self.judged is not None:
             self.say(self.judged.finish(params, workdir, self.key))
+
+    @property
+    def networks(self) -> dict[str, str]:
+        """That of the perceptual distance."""
+        return {} if self.perceptual is None else {"perceptual distance": self.perceptual.weights}
+
+    def keep(self, workdir: Path) -> None:
+        """Nothing: what it encodes does not need it."""
 
     def described(self, num_parameters: int) -> str:
         """The network, as the options that give it."""

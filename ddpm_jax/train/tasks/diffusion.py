@@ -8,6 +8,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from ddpm_jax import build, conditions, images, samplers
+from ddpm_jax import build, conditions, images, opening, samplers
 from ddpm_jax.build import Losses, Objective
 from ddpm_jax.conditions import Condition
 from ddpm_jax.config import defaults
@@ -25,15 +26,18 @@ from ddpm_jax.data import Source
 from ddpm_jax.host.storage import Say
 from ddpm_jax.models import bind
 from ddpm_jax.reading import MakeDenoise
+from ddpm_jax.runs import first_stage_weights
 from ddpm_jax.samplers.catalogue import make_table, other_variance
 from ddpm_jax.timesteps import TimestepSampler
 from ddpm_jax.train.state import Params, TrainState, make_optimizer, optimized
 from ddpm_jax.train.task import Means, Start
-from ddpm_jax.train.tasks import evaluated
+from ddpm_jax.train.tasks import clean, evaluated
+from ddpm_jax.train.tasks.clean import PIXELS, Clean
 from ddpm_jax.train.tasks.draws import Said as Said
-from ddpm_jax.train.tasks.draws import draw
+from ddpm_jax.train.tasks.draws import draw, example_keys
 from ddpm_jax.train.tasks.evaluated import Evaluated
 from ddpm_jax.train.tasks.shown import Shown, show
+from ddpm_jax.trained import FirstStage, checksum
 
 Draw = Callable[..., jax.Array]
 CONDITION = 3
@@ -55,7 +59,7 @@ class Diffusion:
       timestep_sampler: how t is drawn, and its weight w.
       optimizer: from optax.
       key: of the whole run.
-      image_shape: [H, W, C].
+      image_shape: [H, W, C], of images or latents.
       draw: see `make_draw`; None for no pictures.
       settings: of the network and of its training, resolved, for `described`; None for no description.
       condition: what the network is told beside x_t and t; None for nothing.
@@ -64,6 +68,7 @@ class Diffusion:
       say: is told of pictures that are not finite, and of a network that does not listen to its condition.
       shown: what it is told for the pictures; None without a condition.
       evaluated: metrics of what it draws; None for none.
+      clean: x_0 of a batch.
     """
 
     model: nn.Module
@@ -80,11 +85,12 @@ class Diffusion:
     say: Say = warnings.warn
     shown: Shown | None = None
     evaluated: Evaluated | None = None
+    clean: Clean = PIXELS
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The image, and what the condition reads."""
-        return tuple(dict.fromkeys(("image", *(self.condition.reads if self.condition is not None else ()))))
+        """What x_0 is of, and what the condition reads."""
+        return tuple(dict.fromkeys((*self.clean.reads, *(self.condition.reads if self.condition is not None else ()))))
 
     def init(self, key: jax.Array) -> Params:
         """The network's parameters."""
@@ -105,7 +111,7 @@ class Diffusion:
         self, state: TrainState, batch: Mapping[str, jax.Array], indices: jax.Array, batch_size: int
     ) -> tuple[Means, Said]:
         """The mean of the weighted losses, its parts and its gradient; t and the loss of every example."""
-        x_0 = images.to_float(batch["image"])
+        x_0 = self.clean.x_0(batch, example_keys(self.key, state.step, indices))
         drawn = draw(self.key, self.timestep_sampler, state.task_state, state.step, x_0, indices, batch_size)
         told = self._told(batch, drawn.example_keys)
 
@@ -138,6 +144,16 @@ class Diffusion:
     def evaluate(self, params: Params) -> dict[str, float]:
         """The metrics of the configuration, where it has some."""
         return {} if self.evaluated is None else self.evaluated(params)
+
+    @property
+    def networks(self) -> dict[str, str]:
+        """The autoencoder in whose latents it is trained."""
+        return {} if self.clean.stage is None else {opening.FIRST_STAGE: checksum(self.clean.stage.params)}
+
+    def keep(self, workdir: Path) -> None:
+        """first_stage.safetensors: what decodes what it will draw."""
+        if self.clean.stage is not None:
+            first_stage_weights.write(workdir, self.clean.stage)
 
     def described(self, num_parameters: int) -> str:
         """The network, as the options that give it."""
@@ -176,26 +192,38 @@ def make(config: Config, say: Say) -> Callable[[Config, Source, jax.Array], Diff
 
     def of_data(config: Config, source: Source, key: jax.Array) -> Diffusion:
         condition = build.make_condition(config.condition, source.classes)
-        model, shape = build.make_model(config, source.image_shape, source.classes), source.image_shape
+        x_0 = clean.of_source(config, source, say)
+        shape = clean.shape_of(config, source, say)
+        model = build.make_model(config, shape, source.classes)
         optimizer, n = make_optimizer(config.optimizer), config.sample.num_images
-        shown = None if condition is None else show(condition, source, n, key, model, schedule, config.condition.drop)
+        shown = (
+            None
+            if condition is None
+            else show(condition, source, n, shape, key, model, schedule, config.condition.drop)
+        )
         told = {} if shown is None else shown.told
-        draw = make_draw(model, reading.denoiser(schedule), table, (n, *shape), told)
+        draw = make_draw(model, reading.denoiser(schedule), table, (n, *shape), told, x_0.stage)
         example = None if condition is None else build.stand_in_record(condition, shape)
         parts = (model, objective, timestep_sampler, optimizer, key, shape, draw, config)
-        evaluate = make_evaluated and make_evaluated(config, source, say)
-        return Diffusion(*parts, condition, config.condition.drop or 0.0, example, say, shown, evaluate)
+        evaluate = make_evaluated and make_evaluated(config, source, shape, x_0.stage, say)
+        return Diffusion(*parts, condition, config.condition.drop or 0.0, example, say, shown, evaluate, x_0)
 
     return of_data
 
 
 def make_draw(
-    model: nn.Module, make_denoise: MakeDenoise, table: samplers.Table, shape: tuple[int, ...], told: Mapping[str, Any]
+    model: nn.Module,
+    make_denoise: MakeDenoise,
+    table: samplers.Table,
+    shape: tuple[int, ...],
+    told: Mapping[str, Any],
+    stage: FirstStage | None = None,
 ) -> Draw:
-    """draw(params, key, first_index=0) -> x_0 [N, H, W, C], of a network that is told this; compiled once."""
+    """draw(params, key, first_index=0) -> images [N, H, W, C], of a network that is told this; compiled once."""
 
     def draw(params: Any, key: jax.Array, first_index: int | jax.Array = 0) -> jax.Array:
         denoise = make_denoise(bind(model, params, **told))
-        return samplers.sample(denoise, table, key, shape, first_index=first_index)
+        x_0 = samplers.sample(denoise, table, key, shape, first_index=first_index)
+        return x_0 if stage is None else stage.decode(x_0)
 
     return jax.jit(draw)

@@ -31,6 +31,11 @@ class Draws(NamedTuple):
     example_keys: jax.Array
 
 
+def example_keys(key: jax.Array, step: jax.Array, indices: jax.Array) -> jax.Array:
+    """The keys [b] that all draws of these examples come from."""
+    return jax.vmap(lambda b: jax.random.fold_in(jax.random.fold_in(key, step), b))(indices)
+
+
 def draw(
     key: jax.Array, sampler: TimestepSampler, task_state: Any, step: jax.Array, x_0: jax.Array, indices: jax.Array,
     batch_size: int,

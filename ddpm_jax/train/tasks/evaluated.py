@@ -20,6 +20,7 @@ from ddpm_jax.evaluate.metrics import Metric
 from ddpm_jax.host import processes
 from ddpm_jax.host.storage import Say
 from ddpm_jax.train.state import Params
+from ddpm_jax.trained import FirstStage
 
 
 class Quiet:
@@ -49,18 +50,34 @@ class Evaluated:
       features: the network of its metrics.
       chosen: its metrics.
       source: the data.
+      shape: of what the network denoises.
+      stage: the autoencoder, where that are latents.
       say: is told of pictures that are not finite, and of what is computed for the reference.
 
     Raises:
       ValueError: a network that needs more than a label; numbers that do not fit.
     """
 
-    def __init__(self, config: Config, features: Features, chosen: Mapping[str, Metric], source: Source, say: Say):
+    def __init__(
+        self,
+        config: Config,
+        features: Features,
+        chosen: Mapping[str, Metric],
+        source: Source,
+        shape: tuple[int, int, int],
+        stage: FirstStage | None,
+        say: Say,
+    ):
         self._config, self._features, self._chosen = config.evaluate, features, chosen
         self._source, self._say, seed = source, say, config.train.seed
         n, size = self._config.num_images, min(self._config.batch_size, self._config.num_images)
-        built = build.build(config, source.image_shape, source.classes)
-        trained = opening.as_trained(built, built.params, 0, source.classes)
+        if source.autoencoder is not None:
+            raise ValueError(
+                f"--evaluate.every compares with images, and {source.name} holds latents: give the images and "
+                "--data.encode-with, or use ddpm-jax evaluate"
+            )
+        built = build.build(config, shape, source.classes)
+        trained = opening.as_trained(built, built.params, 0, source.classes, stage)
         trained.check_conditions("--evaluate.every", labels=True)
         pictures.check_numbers(trained, n, size, seed)
         self._reference_of = picture_sets.of_source(source, self._config.against_images, "evaluate.against_images")
@@ -111,8 +128,8 @@ class Evaluated:
         return quality.features_of(self._reference_of, self._features, outputs, home, name, Quiet(self._say))
 
 
-def make(config: EvaluateConfig) -> Callable[[Config, Source, Say], Evaluated] | None:
-    """What evaluates, before there is data; None for nothing.
+def make(config: EvaluateConfig) -> Callable[..., Evaluated] | None:
+    """What evaluates, before there is data, given all of Evaluated's but features and chosen; None for nothing.
 
     Raises:
       ValueError, FileNotFoundError: as features.of_name and metrics.chosen.
@@ -121,7 +138,7 @@ def make(config: EvaluateConfig) -> Callable[[Config, Source, Say], Evaluated] |
         return None
     features = feature_networks.of_name(config.features, inputs=config.inputs)
     chosen = metrics.chosen(config.metrics, features, "--evaluate.")
-    return lambda config, source, say: Evaluated(config, features, chosen, source, say)
+    return lambda config, *of_data: Evaluated(config, features, chosen, *of_data)
 
 
 def shares(num_images: int, unit: int, count: int) -> list[tuple[int, int]]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 
@@ -12,9 +12,14 @@ from ddpm_jax.interop import files
 from ddpm_jax.interop.features import efficientnet, lpips
 from ddpm_jax.models.lpips import LPIPS
 from ddpm_jax.models.perceptual import efficientnet_distance
+from ddpm_jax.trained import checksum
 
-Distance = Callable[[jax.Array, jax.Array], jax.Array]
-"""perceptual(x, y) -> [B], of images [B, H, W, C] in [-1, 1]."""
+
+class Distance(NamedTuple):
+    """of(x, y) -> [B], of images [B, H, W, C] in [-1, 1]; the checksum of the weights it is computed by."""
+
+    of: Callable[[jax.Array, jax.Array], jax.Array]
+    weights: str
 
 
 def make(config: ReconstructionConfig) -> Distance | None:
@@ -28,7 +33,8 @@ def make(config: ReconstructionConfig) -> Distance | None:
         return None
     if config.perceptual == "efficientnet":
         params: Any = efficientnet.efficientnet_to_params(files.read_state_dict(efficientnet.find()))
-        return lambda x, y: efficientnet_distance(params, colours(x), colours(y))
+        return Distance(lambda x, y: efficientnet_distance(params, colours(x), colours(y)), checksum(params))
     assert config.weights is not None
     model, params = LPIPS(config.perceptual), lpips.read_lpips(config.perceptual, Path(config.weights))
-    return lambda x, y: cast(jax.Array, model.apply({"params": params}, colours(x), colours(y)))
+    of = lambda x, y: cast(jax.Array, model.apply({"params": params}, colours(x), colours(y)))
+    return Distance(of, checksum(params))

@@ -59,6 +59,7 @@ def show(
     condition: Condition,
     source: Source,
     num_images: int,
+    shape: tuple[int, int, int],
     key: jax.Array,
     model: nn.Module,
     schedule: Schedule,
@@ -77,6 +78,6 @@ def show(
     told = dict(jax.vmap(condition.given)(record, jax.random.split(key_given, num_images)))
     nothing = lambda: dict(jax.vmap(condition.nothing)(told))
     another = lambda: {name: jnp.roll(value, 1, axis=0) for name, value in told.items()}
-    x_t = jax.random.normal(key_noise, (num_images, *source.image_shape))
+    x_t = jax.random.normal(key_noise, (num_images, *shape))
     t = jnp.full((num_images,), schedule.timesteps[schedule.num_timesteps // 2], jnp.float32)
     return Shown(model, told, nothing() if drop else another(), x_t, t)
