@@ -128,7 +128,7 @@ def test_a_directory_of_before_is_the_run_of_what_it_says(tmp_path):
     found = checkpoint.load_run(tmp_path / "run")
     assert to_dict(found.config) == values
     checkpoint.open_run(tmp_path / "run", found)
-    added = {"fingerprint": {}, "classes": None}
+    added = {"fingerprint": {}, "classes": None, "networks": {}}
     assert json.loads((tmp_path / "run" / "config.json").read_text()) == json.loads(text) | added
     with pytest.raises(ValueError, match=r"model\.channels: 24, now 32"):
         checkpoint.open_run(tmp_path / "run", checkpoint.RunInfo(Config(), (12, 12, 3), 8))

@@ -44,7 +44,7 @@ def free(section, prefix=""):
 def test_what_may_change_when_a_run_is_continued():
     """Those of before this was said beside the fields: to add one is a promise about every step."""
     assert set(free(Config())) == {
-        "data.dir", "sample", "train.num_steps", "train.log_every", "train.checkpoint_every",
+        "data.dir", "data.encode_with", "sample", "train.num_steps", "train.log_every", "train.checkpoint_every",
         "train.checkpoint_minutes", "train.keep_checkpoints", "train.average_every", "train.sample_every",
         "train.accumulate", "train.steps_per_call", "train.non_finite", "train.max_skipped", "model.remat",
         "model.remat_policy", "parallel", "evaluate",

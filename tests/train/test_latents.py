@@ -1,0 +1,130 @@
+"""Training in latents: what x_0 is, what a run keeps of the autoencoder, and what is refused."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ddpm_jax import cli, opening
+from ddpm_jax.config.run import Config, DataConfig, from_dict
+from ddpm_jax.data import load
+from ddpm_jax.data.records import from_arrays
+from ddpm_jax.models import AutoencoderKL
+from ddpm_jax.runs.checkpoint import load_run
+from ddpm_jax.train.tasks import clean
+from ddpm_jax.trained import FirstStage
+from ddpm_jax.uses.encode import encode
+from tests.helpers import assert_train_refuses
+
+pytestmark = pytest.mark.usefixtures("optax_promotes")
+SIZE = {"channels": 4, "channel_multipliers": (1, 2), "num_res_blocks": 1, "num_groups": 2, "out_channels": 1}
+MODEL = AutoencoderKL(**SIZE, latent_channels=3, z_channels=3)
+PIXELS = np.random.RandomState(4).randint(0, 256, (16, 4, 4, 1)).astype(np.uint8)
+SOURCE = from_arrays("mine", {"image": PIXELS, "label": np.arange(16, dtype=np.int32) % 2}, ("cat", "dog"))
+SHORT = [
+    *("--train.num-steps", "2", "--train.batch-size", "8", "--train.log-every", "1", "--sample.num-images", "2"),
+    *("--optimizer.warmup-steps", "0", "--optimizer.decay-steps", "2", "--sample.num-steps", "2"),
+    *("--model.channels", "8", "--model.channel-multipliers", "1", "--model.num-res-blocks", "1"),
+    *("--model.num-groups", "4", "--sample.clip", "None"),
+]
+
+
+def stage_of(seed):
+    params = MODEL.init(jax.random.key(seed), jnp.zeros((1, 4, 4, 1)))["params"]
+    return FirstStage(MODEL, jax.device_get(params), 0.7)
+
+
+@pytest.fixture(scope="module")
+def encoded(tmp_path_factory):
+    place = tmp_path_factory.mktemp("encoded") / "z"
+    encode(stage_of(1), SOURCE, place, batch_size=8, scaling="one")
+    return place
+
+
+def config_of(**data):
+    return from_dict({"data": data, "sample": {"clip": None}}, Config)
+
+
+def test_x_0_is_drawn_from_each_images_posterior_by_its_own_key(encoded):
+    """Cached or encoded at every step, alike: scale (mean + exp(log variance / 2) eps)."""
+    source, stage = load(str(encoded)), stage_of(1)
+    rows, keys = np.array([3, 0, 9]), jax.random.split(jax.random.key(2), 3)
+    of_latents = clean.of_source(config_of(name=str(encoded)), source, print)
+    found = of_latents.x_0(source.read(rows), keys)
+    eps = [jax.random.normal(jax.random.fold_in(key, clean.POSTERIOR), (2, 2, 3)) for key in keys]
+    said = source.read(rows)
+    expected = 0.7 * (said["latent"] + np.exp(said["log_variance"] / 2) * np.stack(eps))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    at_once = clean.Encoded(stage).x_0({"image": PIXELS[rows]}, keys)
+    np.testing.assert_allclose(at_once, found, atol=1e-5)
+    assert of_latents.reads == ("latent", "log_variance") and clean.PIXELS.reads == ("image",)
+
+
+@pytest.fixture(scope="module")
+def run(encoded, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("runs") / "run"
+    with jax.numpy_dtype_promotion("standard"):
+        cli.main(["train", "--data.name", str(encoded), "--condition", "class", *SHORT, "--workdir", str(workdir)])
+    return workdir
+
+
+def test_a_run_has_all_that_decodes_what_it_draws(run, encoded, tmp_path):
+    """Its folder alone: the pictures are decode(x_0) with the autoencoder that the data came with."""
+    moved = shutil.copytree(run, tmp_path / "moved")
+    trained = opening.open(moved, print)
+    assert trained.image_shape == (2, 2, 3) and trained.classes == ("cat", "dog")
+    z = jnp.asarray(np.random.RandomState(0).randn(2, 2, 2, 3), jnp.float32)
+    np.testing.assert_array_equal(trained.first_stage.decode(z), stage_of(1).decode(z))
+    cli.main(["sample", str(moved), "-n", "3", "--num-steps", "2", "--out", str(tmp_path / "x.npz")])
+    assert np.load(tmp_path / "x.npz")["images"].shape == (3, 4, 4, 1)
+    assert load_run(run).networks == {"first stage": json.loads((encoded / "latents.json").read_text())["weights"]}
+
+
+def test_a_run_without_its_autoencoder_draws_nothing(run, tmp_path, capsys):
+    """Nor does one with another: latents decoded by it are no pictures of this model."""
+    moved = shutil.copytree(run, tmp_path / "moved")
+    (moved / "first_stage.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match=r"first_stage.safetensors, the autoencoder in whose latents"):
+        opening.open(moved, print)
+    encode(stage_of(2), SOURCE, tmp_path / "other", batch_size=8, scaling="one")
+    shutil.copy(tmp_path / "other" / "first_stage.safetensors", moved)
+    with pytest.raises(ValueError, match=r"holds another autoencoder: its weights are .* is what is used here"):
+        opening.open(moved, print)
+
+
+def test_a_run_goes_on_in_latents_of_the_same_autoencoder_only(run, tmp_path, capsys):
+    encode(stage_of(2), SOURCE, tmp_path / "other", batch_size=8, scaling="one")
+    options = ["--data.name", str(tmp_path / "other"), "--condition", "class", *SHORT]
+    with pytest.raises(SystemExit):
+        cli.main(["train", *options, "--workdir", str(run)])
+    assert "weights of the first stage: " in capsys.readouterr().err
+
+
+def test_settings_of_images_are_refused_in_latents(encoded, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    of_latents = " ".join(["--data.name", str(encoded), *SHORT])
+    for options, message in (
+        (of_latents.replace("--sample.clip None", ""), "sample.clip 1 bounds images, and latents have no bounds"),
+        (f"{of_latents} --data.flip", "data.flip is for images, and .* holds latents"),
+        (f"{of_latents} --data.encode-with x", "data.encode_with x is for images, and .* holds latents"),
+        (f"{of_latents} --condition mask", "--condition mask is made of images, and this run is on latents"),
+        (f"{of_latents} --evaluate.every 2 --evaluate.metrics kid --evaluate.features digits", "every compares with"),
+        (f"--task classifier --data.name {encoded}", "has no images, which are needed here"),
+        (f"--data.encode-with {Path(encoded).parent}", "no model_index.json|no config.json|config.json"),
+    ):
+        assert_train_refuses(options, message, capsys)
+
+
+def test_shapes_are_those_of_what_is_encoded_at_every_step(monkeypatch):
+    monkeypatch.setattr(opening, "first_stage_of", lambda place, say: (stage_of(1), None))
+    config = config_of(name="mine", encode_with="runs/first")
+    assert clean.shape_of(config, SOURCE, print) == (2, 2, 3)
+    assert clean.shape_of(dataclasses.replace(config, data=DataConfig()), SOURCE, print) == (4, 4, 1)
+    odd = from_arrays("odd", {"image": np.zeros((2, 5, 4, 1), np.uint8)})
+    with pytest.raises(ValueError, match=r"data.encode_with runs/first: H and W must be divisible by 2"):
+        clean.shape_of(config, odd, print)
