@@ -68,7 +68,7 @@ class Guidance:
         """
         if self.beside is not None:
             self._check_beside(trained, self.beside)
-        elif trained.conditions.null_label is None:
+        elif trained.conditions.null_label is None and not trained.conditions.text:
             raise ValueError(f"{_why_not(trained)}, got --guidance-scale {self.scale:g}")
         if self.interval is not None and not 0 <= self.interval[0] <= self.interval[1] <= 1:
             low, high = self.interval
@@ -104,6 +104,7 @@ def denoise_of(
     params: tuple[Any, Any],
     told: Mapping[str, jax.Array],
     make_denoise: MakeDenoise,
+    otherwise: Mapping[str, jax.Array] | None = None,
 ) -> samplers.Denoise | samplers.Remembering:
     """What a sampler calls, with guidance or without.
 
@@ -113,6 +114,7 @@ def denoise_of(
       params: from `parameters`.
       told: of each example, [B, ...].
       make_denoise: from a model_fn to a denoiser.
+      otherwise: what each is told instead, such as a negative prompt; None for what trained.told_nothing says.
     """
     own, worse = params
     if guided is None:
@@ -120,7 +122,8 @@ def denoise_of(
     if guided.beside is not None:
         answers = guidance.of_each(trained.model_fn(own, **told), guided.beside.model_fn(worse, **told))
     else:
-        answers = guidance.asked(trained.network(own), told, trained.told_nothing(told))
+        nothing = trained.told_nothing(told) if otherwise is None else otherwise
+        answers = guidance.asked(trained.network(own), told, nothing)
     return guidance.guided(answers, make_denoise, guided.method)
 
 

@@ -90,6 +90,14 @@ def _learned(
     return learned.table()
 
 
+class Told(NamedTuple):
+    """Arrays [n, ...] that a network is told beside x_t and t, and what instead where guidance asks; None for what
+    stands for nothing."""
+
+    told: dict[str, Any]
+    otherwise: dict[str, Any] | None = None
+
+
 @dataclass(frozen=True)
 class Labels:
     """Image i is of class chosen[i mod k], or of one of these at random; of all classes where none is chosen; of none
@@ -100,6 +108,11 @@ class Labels:
     chosen: tuple[int, ...] = ()
     guidance: Guidance | None = None
     at_random: int | None = None  # the seed of these classes; None for in turn
+
+    def told(self, first: int, n: int) -> Told:
+        """What the network is told of the images first, first + 1, ..., first + n - 1."""
+        y = self.of(first, n)
+        return Told({} if y is None else {"y": y})
 
     def of(self, first: int, n: int) -> np.ndarray | None:
         """[n] int32 for the images first, first + 1, ..."""
@@ -121,6 +134,41 @@ class Labels:
             return f"class {self.chosen[0]}"
         which = f"classes {', '.join(map(str, self.chosen))}" if self.chosen else "all classes"
         return f"{which}, each as often (in turn)" if self.at_random is None else f"{which}, each at random"
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Image i is told texts[i mod k].
+
+    Attributes:
+      texts: k of them.
+      contexts: [k, L, C], of each.
+      negative: the text that guidance leads away from.
+      negative_context: [L, C], of it.
+      guidance: how; None for no guidance.
+    """
+
+    texts: tuple[str, ...]
+    contexts: np.ndarray
+    negative: str
+    negative_context: np.ndarray
+    guidance: Guidance | None = None
+
+    def told(self, first: int, n: int) -> Told:
+        """As of Labels."""
+        instead = np.broadcast_to(self.negative_context, (n, *self.negative_context.shape))
+        return Told({"context": self.contexts[(first + np.arange(n)) % len(self.texts)]}, {"context": instead})
+
+    def of(self, first: int, n: int) -> None:
+        """No labels."""
+
+    @property
+    def described(self) -> str:
+        """In words."""
+        away = f", away from {self.negative!r}" if self.negative and self.guidance is not None else ""
+        if len(self.texts) == 1:
+            return f"the text {self.texts[0]!r}{away}"
+        return f"{len(self.texts)} texts, each as often (in turn), the first {self.texts[0]!r}{away}"
 
 
 OF_LABELS = 2**32 - 1
@@ -154,6 +202,41 @@ def labels(
     return Labels(num_classes, null, tuple(chosen), guided, at_random)
 
 
+def prompts(
+    trained: Trained,
+    texts: Sequence[str],
+    negative: str = "",
+    guided: Guidance | None = None,
+    say: Say = warnings.warn,
+) -> Prompts:
+    """Which texts the images are told, encoded once.
+
+    Args:
+      trained: the network.
+      texts: in turn; "" says nothing.
+      negative: what guidance leads away from; "" for nothing, as the text encoder says it.
+      guided: how; None for no guidance.
+      say: is told of texts that are too long, and how many of their tokens are left out.
+
+    Raises:
+      ValueError: a network without a text encoder, or no texts; numbers of guidance out of range.
+      FileNotFoundError, ImportError: as its tokenizer.
+    """
+    if trained.text is None:
+        raise ValueError(f"--prompt is for networks with a text encoder, and this one has none, got {texts[0]!r}")
+    if not texts:
+        raise ValueError("the network draws what a text says: give --prompt")
+    if guided is not None:
+        guided.check(trained)
+    different = tuple(dict.fromkeys((*texts, negative)))
+    tokens = trained.text.tokens(different)
+    for text, cut in zip(different, tokens.cut, strict=True):
+        if cut:
+            say(f"{text!r} is too long: its last {cut} tokens are left out ({tokens.ids.shape[1] - 2} fit)")
+    contexts = dict(zip(different, trained.text.contexts(tokens.ids), strict=True))
+    return Prompts(tuple(texts), np.stack([contexts[text] for text in texts]), negative, contexts[negative], guided)
+
+
 # ---------------------------------------------------------------------------------------------------------- drawing
 
 
@@ -175,7 +258,7 @@ class Drawn(NamedTuple):
 
 
 def pictures(
-    trained: Trained, drawn_with: Preset, labels: Labels, num_images: int, batch_size: int, seed: int
+    trained: Trained, drawn_with: Preset, labels: Labels | Prompts, num_images: int, batch_size: int, seed: int
 ) -> Iterator[np.ndarray]:
     """uint8 [B, H, W, C], batch after batch, num_images in all.
 
@@ -189,7 +272,7 @@ def pictures(
 def batches(
     trained: Trained,
     drawn_with: Preset,
-    labels: Labels,
+    labels: Labels | Prompts,
     num_images: int,
     batch_size: int,
     seed: int,
@@ -235,7 +318,7 @@ Weights = Any
 """Parameters of the networks that draw, and of the decoder of latents."""
 
 
-def weights_of(trained: Trained, labels: Labels, params: Any = None) -> Weights:
+def weights_of(trained: Trained, labels: Labels | Prompts, params: Any = None) -> Weights:
     """What a Program draws with: these parameters of the network, or its own."""
     trained = trained if params is None else replace(trained, params=params)
     return parameters(trained, labels.guidance), trained.first_stage and trained.first_stage.params
@@ -257,7 +340,7 @@ class Program:
         self,
         trained: Trained,
         drawn_with: Preset,
-        labels: Labels,
+        labels: Labels | Prompts,
         batch_size: int,
         seed: int,
         devices: Sequence[jax.Device],
@@ -276,22 +359,21 @@ class Program:
         at_once = self._batch_size * self._mesh.size
         for begin in range(first, stop, at_once):
             begins = (begin + self._batch_size * np.arange(self._mesh.size)).astype(np.uint32)
-            x_0 = np.asarray(self._draw(weights, begins, self._labels.of(begin, at_once)))[: stop - begin]
+            x_0 = np.asarray(self._draw(weights, begins, self._labels.told(begin, at_once)))[: stop - begin]
             yield Drawn(images.to_uint8(x_0), (images.not_finite(x_0) + begin).tolist())
 
 
 def _draw(
     trained: Trained, drawn_with: Preset, guided: Guidance | None, shape: tuple[int, ...], seed: int
-) -> Callable[[Weights, jax.Array, jax.Array | None], jax.Array]:
-    """draw(weights, number of the first image [1], labels [B]) -> images [B, H, W, C] in [-1, 1]."""
+) -> Callable[[Weights, jax.Array, Told], jax.Array]:
+    """draw(weights, number of the first image [1], what it is told [B, ...]) -> images [B, H, W, C] in [-1, 1]."""
     table, first_stage = drawn_with.table, trained.first_stage
     if guided is not None:
         table = guided.on(table, trained.schedule.num_timesteps)
 
-    def draw(weights: Weights, first_index: jax.Array, y: jax.Array | None) -> jax.Array:
+    def draw(weights: Weights, first_index: jax.Array, told: Told) -> jax.Array:
         params, decoder_params = weights
-        told = {} if y is None else {"y": y}
-        denoise = denoise_of(trained, guided, params, told, drawn_with.denoiser)
+        denoise = denoise_of(trained, guided, params, told.told, drawn_with.denoiser, told.otherwise)
         x_0 = samplers.sample(denoise, table, keys.make(seed), shape, first_index=first_index[0])
         return x_0 if first_stage is None else replace(first_stage, params=decoder_params).decode(x_0)
 

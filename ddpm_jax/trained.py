@@ -5,9 +5,9 @@ A run of ours and a checkpoint of another project are the same thing here; `open
 
 import inspect
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from ddpm_jax.config.run import Config
 from ddpm_jax.keys import example_keys, normals
 from ddpm_jax.models import DiT, UNet, UViT, bind
 from ddpm_jax.models.autoencoder import DiagonalGaussian
+from ddpm_jax.models.clip import CLIPText
 from ddpm_jax.process import LEARNED, ModelFn, VarianceType
 from ddpm_jax.reading import Reading, ReadingPrediction
 from ddpm_jax.samplers import Denoise, from_diffusers_config
@@ -117,6 +118,34 @@ def _of_channels(value: float | tuple[float, ...]) -> float | jax.Array:
     return value if isinstance(value, float | int) else jnp.asarray(value, jnp.float32).reshape(1, 1, 1, -1)
 
 
+class Tokens(NamedTuple):
+    """Of n texts: int32 [n, L], and how many tokens of each did not fit."""
+
+    ids: np.ndarray
+    cut: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """From texts to the context of a network: what each of a text's tokens says.
+
+    Attributes:
+      model: the encoder.
+      params: its parameters.
+      tokens: the tokenizer.
+    """
+
+    model: CLIPText
+    params: Any
+    tokens: Callable[[Sequence[str]], Tokens]
+
+    def contexts(self, ids: np.ndarray) -> np.ndarray:
+        """[n, L, C] float32 of tokens [n, L]: one after the other, by one program for all."""
+        encode = jax.jit(lambda params, ids: self.model.apply({"params": params}, ids).last_hidden)  # type: ignore[reportAttributeAccessIssue]
+        params = jax.device_put(self.params)
+        return np.concatenate([np.asarray(encode(params, each[None])) for each in ids])
+
+
 @dataclass(frozen=True)
 class Conditions:
     """What a network is told beside x_t and t.
@@ -125,11 +154,13 @@ class Conditions:
       num_classes: y is one of so many labels; None for a network without classes.
       null_label: the y that stands for no class; None where there is none.
       others: what else it needs, in words: nothing that the command line can give.
+      text: whether it needs a text.
     """
 
     num_classes: int | None = None
     null_label: int | None = None
     others: tuple[str, ...] = ()
+    text: bool = False
 
 
 @dataclass(frozen=True)
@@ -152,6 +183,7 @@ class Trained:
       step: of the run's training that the parameters are from.
       condition: what a run's network is told; of what another project trained, the network says what it takes.
       classes: the names of its classes, where they are known.
+      text: what makes a context of texts, where it was trained with one.
     """
 
     origin: str
@@ -169,6 +201,7 @@ class Trained:
     step: int | None = None
     condition: Condition | None = None
     classes: tuple[str, ...] | None = None
+    text: TextEncoder | None = None
 
     def __post_init__(self):
         check_image_shape("sample_size, image_size or input_size", self.image_shape)
@@ -201,7 +234,7 @@ class Trained:
             return Conditions(others=_required(model))
         others = []
         if isinstance(model, UNet):
-            if model.transformer_depth:
+            if model.transformer_depth and self.text is None:
                 others.append("a context, such as the embedding of a text (context=)")
             if model.class_embed_type is not None:
                 others.append("an embedding or a number as its class (y=)")
@@ -210,7 +243,7 @@ class Trained:
         null = model.num_classes if isinstance(model, DiT) and model.null_label else None
         for label in (part for part in parts(self.condition) if isinstance(part, ClassLabel)):
             return Conditions(label.num_classes, label.num_classes if label.null_label else None, tuple(others))
-        return Conditions(model.num_classes, null, tuple(others))
+        return Conditions(model.num_classes, null, tuple(others), self.text is not None)
 
     def model_fn(self, params: Any = None, **conditioning: Any) -> ModelFn:
         """model_fn(x_t, t), told the times of the schedule, with these parameters: by default the ones it came with."""
@@ -253,7 +286,13 @@ class Trained:
     @property
     def weights(self) -> str:
         """The checksum of all parameters: what tells two networks of the same kind apart."""
-        return checksum((self.params, self.first_stage and self.first_stage.params))
+        return checksum(tuple(self._parts.values()))
+
+    @property
+    def _parts(self) -> dict[str, Any]:
+        """All parameters, by what they are of."""
+        parts = {"params": self.params, "first_stage": self.first_stage and self.first_stage.params}
+        return parts if self.text is None else {**parts, "text": self.text.params}
 
     def check_finite(self) -> None:
         """Whether all parameters are numbers: others make black pictures.
@@ -261,14 +300,15 @@ class Trained:
         Raises:
           ValueError: some are NaN or infinite; says how many, and where.
         """
-        check_finite({"params": self.params, "first_stage": self.first_stage and self.first_stage.params})
+        check_finite(self._parts)
 
-    def check_conditions(self, use: str, *, labels: bool = False) -> None:
-        """Whether it needs nothing beside x_t and t, or at most a label.
+    def check_conditions(self, use: str, *, labels: bool = False, texts: bool = False) -> None:
+        """Whether it needs nothing beside x_t and t, or at most a label, or a text.
 
         Args:
           use: what it is needed for, in words.
           labels: whether that gives labels.
+          texts: whether that gives texts.
 
         Raises:
           ValueError: it does.
@@ -276,6 +316,8 @@ class Trained:
         needs, classes = self.conditions.others, self.conditions.num_classes
         if classes is not None and not labels:
             needs = (f"one of {classes} labels (y=)", *needs)
+        if self.conditions.text and not texts:
+            needs = ("a text (context=)", *needs)
         if needs:
             raise ValueError(
                 f"this network needs {' and '.join(needs)}, which {use} does not give: in Python, "

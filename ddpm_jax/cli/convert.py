@@ -39,4 +39,5 @@ def convert(argv: list[str]) -> None:
     kind = "images" if trained.first_stage is None else "latents"
     print(f"{trained.origin}: {sum(sizes):,} parameters, {kind} of {height} x {width} x {channels}")
     print(f"written for diffusers: {arguments.destination}")
-    print(f"pictures: ddpm-jax sample {shlex.quote(str(arguments.destination))}")
+    prompt = "" if trained.text is None else ' --prompt "..."'
+    print(f"pictures: ddpm-jax sample {shlex.quote(str(arguments.destination))}{prompt}")

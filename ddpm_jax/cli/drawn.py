@@ -37,6 +37,12 @@ class DrawArguments(GuidanceArguments):
     """Several classes, in turn."""
     random_labels: bool = False
     """The class of each image at random, one as likely as another, instead of in turn."""
+    prompt: tuple[str, ...] = ()
+    """What the pictures show, of networks with a text encoder; several texts in turn."""
+    prompts: Path | None = None
+    """A file of texts, one a line, in turn."""
+    negative_prompt: str | None = None
+    """What guidance leads away from; by default no text."""
     ema_decay: float | None = None
     """The decay of the average of a run's parameters: one that it keeps; optimizer.ema_decay by default."""
     ema_sigma: float | None = None
@@ -46,7 +52,7 @@ class DrawArguments(GuidanceArguments):
 
 
 def opened(arguments: DrawArguments, use: str) -> Trained:
-    """The network, which needs no more than labels.
+    """The network, which needs no more than labels or a text.
 
     Args:
       arguments: the options.
@@ -57,23 +63,55 @@ def opened(arguments: DrawArguments, use: str) -> Trained:
     """
     average = posthoc.Average(arguments.ema_decay, arguments.ema_sigma)
     trained = opening.open(arguments.source, print, average, arguments.config)
-    trained.check_conditions(use, labels=True)
+    trained.check_conditions(use, labels=True, texts=True)
     if trained.run is None:
         print(trained.origin)
     return trained
 
 
-def preset_and_labels(arguments: DrawArguments, trained: Trained) -> tuple[Preset, pictures.Labels]:
+def preset_and_labels(arguments: DrawArguments, trained: Trained) -> tuple[Preset, pictures.Labels | pictures.Prompts]:
     """The sampler, and what the images are told.
 
     Raises:
-      FileNotFoundError, ValueError: as pictures.preset, pictures.labels, chosen_labels and chosen_guidance.
+      FileNotFoundError, ValueError, ImportError: as pictures.preset, pictures.labels, pictures.prompts, chosen_labels,
+        chosen_prompts and chosen_guidance.
     """
     spacing = arguments.num_steps, arguments.grid, arguments.timesteps
     preset = pictures.preset(trained, arguments.sampler, *spacing, print)
     at_random = arguments.seed if arguments.random_labels else None
     guided = chosen_guidance(arguments, print)
+    texts = chosen_prompts(arguments)
+    if arguments.negative_prompt is not None and guided is None:
+        raise ValueError(f"--negative-prompt is for --guidance-scale, got {arguments.negative_prompt!r} without it")
+    if texts or trained.text is not None:
+        return preset, pictures.prompts(trained, texts, arguments.negative_prompt or "", guided, print)
+    if arguments.negative_prompt is not None:
+        raise ValueError(f"--negative-prompt {arguments.negative_prompt!r} is for networks with a text encoder")
     return preset, pictures.labels(trained, chosen_labels(arguments), guided, at_random)
+
+
+def chosen_prompts(arguments: DrawArguments) -> tuple[str, ...]:
+    """The texts that image after image has in turn; none for none.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: both options, or a label beside them; a file without texts.
+    """
+    path, texts = arguments.prompts, arguments.prompt
+    if path is not None:
+        if texts:
+            raise ValueError(f"give either --prompt or --prompts, got {texts[0]!r} and {path}")
+        if not path.is_file():
+            raise FileNotFoundError(f"no file {path}, which --prompts names")
+        try:
+            texts = tuple(line for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+        except UnicodeDecodeError as error:
+            raise ValueError(f"--prompts {path} is not text: {error}") from None
+        if not texts:
+            raise ValueError(f"--prompts {path} has no texts")
+    if texts and (arguments.label is not None or arguments.labels or arguments.random_labels):
+        raise ValueError("give either --prompt or labels, got both")
+    return texts
 
 
 def chosen_labels(arguments: DrawArguments) -> tuple[int, ...]:
@@ -89,7 +127,9 @@ def chosen_labels(arguments: DrawArguments) -> tuple[int, ...]:
     return (arguments.label,)
 
 
-def protocol(arguments: DrawArguments, trained: Trained, preset: Preset, labels: pictures.Labels) -> dict[str, Any]:
+def protocol(
+    arguments: DrawArguments, trained: Trained, preset: Preset, labels: pictures.Labels | pictures.Prompts
+) -> dict[str, Any]:
     """All that the bits of the pictures depend on, but for where they are drawn, as a person reads it."""
     guided = {
         name.replace("_", " "): value
@@ -108,13 +148,20 @@ def protocol(arguments: DrawArguments, trained: Trained, preset: Preset, labels:
         "grid": "given timesteps" if arguments.timesteps else (arguments.grid or "the sampler's own"),
         "calls of the network": f"{preset.table.num_calls}{'' if labels.guidance is None else ', twice where guided'}",
         "table of the sampler": f"CRC-32 {checksum(preset.table)}",
-        "labels": labels.described,
+        **_told(labels),
         **(guided or {"guidance": "none"}),
         **({"weights of guidance with": f"CRC-32 {beside.weights}"} if beside else {}),
         "seed": arguments.seed,
         "batch size": arguments.batch_size,
         "generator": "threefry2x32, a key for each image",
     }
+
+
+def _told(labels: pictures.Labels | pictures.Prompts) -> dict[str, str]:
+    if isinstance(labels, pictures.Labels):
+        return {"labels": labels.described}
+    contexts = checksum((labels.contexts, labels.negative_context))
+    return {"prompts": labels.described, "contexts of the prompts": f"CRC-32 {contexts}"}
 
 
 GUIDANCE = {item.name for item in dataclasses.fields(GuidanceArguments)}

@@ -12,7 +12,7 @@ from ddpm_jax.guided import Guidance
 from ddpm_jax.samplers import Table
 from ddpm_jax.trained import Trained, checksum
 
-ELSEWHERE = ("source", "config", "out", "allow_non_finite", "guidance_with")
+ELSEWHERE = ("source", "config", "out", "allow_non_finite", "guidance_with", "prompts")
 """Options whose name says nothing of the bits: what they lead to is among the rest."""
 
 

@@ -42,7 +42,8 @@ def sample(argv: list[str]) -> None:
     home = Path() if trained.run is None else Path(arguments.source)
     output = output or Output(str(home / default_name(arguments, trained)))
     with output.alone(print):
-        drawing = Drawing(output, made_with(arguments, trained, preset.table, labels.guidance), n, batch_size)
+        read = {"texts": labels.contexts} if isinstance(labels, pictures.Prompts) else None
+        drawing = Drawing(output, made_with(arguments, trained, preset.table, labels.guidance, read), n, batch_size)
         if drawing.first:
             print(f"going on after {min(drawing.first, n)} images in {output.parts}")
         batches = pictures.batches(trained, preset, labels, n, batch_size, seed, drawing.first)
@@ -54,6 +55,11 @@ def sample(argv: list[str]) -> None:
     if drawing.not_finite:
         print(f"{len(drawing.not_finite)} of {n} images have NaN or infinity, first image {drawing.not_finite[0]}")
     print(f"{n} images: {arguments.out or output.path}")
+
+
+def _digits(*texts: object) -> str | None:
+    """Digits that stand for texts; None where there are none."""
+    return checksum(np.frombuffer(repr(texts).encode(), np.uint8)) if any(texts) else None
 
 
 def default_name(arguments: SampleArguments, trained: Trained) -> str:
@@ -70,6 +76,7 @@ def default_name(arguments: SampleArguments, trained: Trained) -> str:
         "label": arguments.label,
         "labels": "-".join(map(str, arguments.labels)) or None,
         "random": "-labels" if arguments.random_labels else None,
+        "texts": _digits(arguments.prompt, arguments.prompts and arguments.prompts.name, arguments.negative_prompt),
         "guidance": arguments.guidance_scale,
         "interval": arguments.guidance_interval and "-".join(f"{end:g}" for end in arguments.guidance_interval),
         "rescale": arguments.guidance_rescale,

@@ -10,7 +10,7 @@ import numpy as np
 from ddpm_jax import data, pictures
 from ddpm_jax.config.fields import at_least
 from ddpm_jax.data.records import IMAGE, Source
-from ddpm_jax.pictures import Labels
+from ddpm_jax.pictures import Labels, Prompts
 from ddpm_jax.samplers.configs.common import Preset
 from ddpm_jax.trained import Trained
 
@@ -70,7 +70,7 @@ def of_source(source: Source, num_images: int | None, option: str, words: str | 
 def drawn(
     trained: Trained,
     drawn_with: Preset,
-    labels: Labels,
+    labels: Labels | Prompts,
     num_images: int,
     batch_size: int,
     seed: int,

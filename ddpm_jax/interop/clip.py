@@ -86,6 +86,24 @@ def clip_from_config(config: Mapping[str, Any]) -> CLIPText:
     )
 
 
+def clip_to_config(model: CLIPText) -> dict[str, Any]:
+    """The config.json of the CLIPTextModel that computes what this model does."""
+    return {
+        "architectures": ["CLIPTextModel"],
+        "eos_token_id": OLD_EOS_TOKEN if model.eos_token is None else model.eos_token,
+        "hidden_act": model.activation,
+        "hidden_size": model.width,
+        "intermediate_size": model.hidden,
+        "layer_norm_eps": model.norm_epsilon,
+        "max_position_embeddings": model.num_positions,
+        "model_type": "clip_text_model",
+        "num_attention_heads": model.num_heads,
+        "num_hidden_layers": model.depth,
+        "torch_dtype": "float32",
+        "vocab_size": model.vocabulary,
+    }
+
+
 def clip_to_params(state_dict: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters of clip_from_config(config) from the weights of CLIPTextModel.
 

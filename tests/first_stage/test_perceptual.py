@@ -62,8 +62,8 @@ def test_grey_images_are_three_equal_colours(params, images, monkeypatch):
     monkeypatch.setattr(perceptual.efficientnet, "find", lambda: "weights")
     monkeypatch.setattr(perceptual.files, "read_state_dict", lambda path: {"of": path})
     monkeypatch.setattr(perceptual.efficientnet, "efficientnet_to_params", lambda found: params)
-    distance = perceptual.make(ReconstructionConfig(perceptual="efficientnet"))
-    assert distance is not None and perceptual.make(ReconstructionConfig()) is None
+    distance = perceptual.make(ReconstructionConfig(perceptual="efficientnet")).of
+    assert perceptual.make(ReconstructionConfig()) is None
     draws = np.random.default_rng(2)
     a, b = (jnp.asarray(draws.uniform(-1, 1, (1, 16, 16, 1)), jnp.float32) for _ in range(2))
     seen = []

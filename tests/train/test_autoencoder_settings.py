@@ -55,7 +55,8 @@ SETTINGS = [
 
 def learned(config):
     """The parameters after two steps, flat."""
-    patch = lambda config: None if config.perceptual is None else lambda x, y: jnp.abs(x - y).max(axis=(1, 2, 3))
+    distance = perceptual.Distance(lambda x, y: jnp.abs(x - y).max(axis=(1, 2, 3)), "no weights")
+    patch = lambda config: None if config.perceptual is None else distance
     with pytest.MonkeyPatch.context() as context, jax.numpy_dtype_promotion("standard"):
         context.setattr(perceptual, "make", patch)
         made = autoencoder.make(config, print)(defaults.resolved(config, SHAPE), SOURCE, jax.random.key(5))

@@ -10,7 +10,7 @@ import numpy as np
 from flax import linen as nn
 
 from ddpm_jax.interop import autoencoder, contents, diffusers, dit, files, flax_weights, layers
-from ddpm_jax.interop.diffusers import classes, conditional
+from ddpm_jax.interop.diffusers import classes, conditional, texts
 from ddpm_jax.names import choose, unknown
 from ddpm_jax.process import LEARNED
 from ddpm_jax.reading import Reading, ReadingVariance
@@ -146,6 +146,7 @@ def load_folder(folder: Path, config: Mapping[str, Any]) -> Trained:
         first_stage=stage,
         condition=told,
         classes=names,
+        text=texts.read(folder, index),
     )
 
 

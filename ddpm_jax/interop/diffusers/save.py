@@ -3,6 +3,7 @@
     model_index.json                               the pipeline and the class of every part
     unet/ or transformer/, vqvae/ or vae/          config.json, diffusion_pytorch_model.safetensors
     scheduler/scheduler_config.json
+    text_encoder/, tokenizer/                      of networks with a text encoder: see texts.py
     ddpm_jax.json                                  of networks with classes, for `load`: see classes.py
 
 Facts about diffusers 0.42.1 only: no code of it.
@@ -19,7 +20,7 @@ import numpy as np
 
 from ddpm_jax.host.storage import make_directory
 from ddpm_jax.interop import autoencoder, diffusers, dit
-from ddpm_jax.interop.diffusers import classes, conditional, to_diffusers
+from ddpm_jax.interop.diffusers import classes, conditional, texts, to_diffusers
 from ddpm_jax.models.autoencoder import AutoencoderKL
 from ddpm_jax.models.dit import DiT
 from ddpm_jax.models.skip_unet import SkipUNet
@@ -67,7 +68,7 @@ def save_diffusers(path: str | Path, trained: Trained) -> None:
     """The folder from which diffusers, and `load`, make the same network with the same sampler.
 
     Written whole or not at all. The sampler is its scheduler_config; without one it is DDPM's on this schedule. Of a
-    network steered by text the text encoder is not here: its pipeline takes prompts as embeddings. A network with
+    network steered by text whose encoder is not known here the pipeline takes prompts as embeddings. A network with
     classes but no first stage is a DDPMPipeline that asks for labels: call its unet with class_labels.
 
     Args:
@@ -87,6 +88,8 @@ def save_diffusers(path: str | Path, trained: Trained) -> None:
         whole.mkdir()
         for name, part in folders.items():
             _write(whole / name, part)
+        if trained.text is not None:
+            texts.write(whole, trained.text)
         _write_json(whole / "model_index.json", index)
         if (said := classes.said(trained)) is not None:
             _write_json(whole / classes.FILE, said)
@@ -115,6 +118,7 @@ def parts(trained: Trained) -> tuple[dict[str, Part], dict[str, Any]]:
     folders |= {first_stage_name: first_stage} if first_stage else {}
     index: dict[str, Any] = {"_class_name": pipeline, "_diffusers_version": VERSION} | SETTINGS.get(pipeline, {})
     index |= {name: [None, None] for name in ABSENT.get(pipeline, ())}
+    index |= {} if trained.text is None else texts.INDEX
     return folders, index | {name: ["diffusers", part.class_name] for name, part in folders.items()}
 
 
