@@ -207,6 +207,14 @@ class Trained:
         check_image_shape("sample_size, image_size or input_size", self.image_shape)
 
     @property
+    def picture_shape(self) -> tuple[int, int, int]:
+        """(H, W, C) of the pictures that it draws: of what it denoises, or what that is decoded to."""
+        if self.first_stage is None:
+            return self.image_shape
+        z = jax.ShapeDtypeStruct((1, *self.image_shape), jnp.float32)
+        return jax.eval_shape(self.first_stage.decode, z).shape[1:]
+
+    @property
     def prediction(self) -> ReadingPrediction:
         """What it predicts."""
         return self.reading.prediction

@@ -46,8 +46,8 @@ def pytest_addoption(parser):
     parser.addoption(
         "--part",
         metavar="K/N",
-        help="of the tests of one function with parameters every N-th from the K-th on, so that N runs on different "
-        "versions share them; all tests without parameters, and all that a missing library would skip",
+        help="of the tests of one function with parameters every N-th from the K-th on, of those without the ones in "
+        "every N-th file, so that N runs on different versions share them; all that a missing library would skip",
     )
 
 
@@ -58,10 +58,12 @@ def pytest_collection_modifyitems(config, items):
     assert 1 <= k <= n, f"--part must be K/N with 1 <= K <= N, got {part}"
     kept, left = [], []
     skipping = functools.cache(lambda path: "importorskip" in path.read_text())
+    files = {path: number for number, path in enumerate(dict.fromkeys(item.path for item in items))}
     for _, group in itertools.groupby(items, lambda item: item.nodeid.split("[")[0]):
         tests = list(group)
-        whole = len(tests) == 1 or skipping(tests[0].path) or NOT_EVERYWHERE & set(tests[0].fixturenames)
-        for number, item in enumerate(tests):
+        whole = skipping(tests[0].path) or NOT_EVERYWHERE & set(tests[0].fixturenames)
+        first = files[tests[0].path] if len(tests) == 1 else 0
+        for number, item in enumerate(tests, first):
             (kept if whole or number % n == k - 1 else left).append(item)
     items[:] = kept
     config.hook.pytest_deselected(items=left)

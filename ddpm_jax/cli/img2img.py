@@ -21,9 +21,9 @@ def img2img(argv: list[str]) -> None:
     arguments = parse(Arguments, argv, "img2img")
     output = Output(arguments.out) if arguments.out else None
     image_to_image.check_strength(arguments.strength)
-    opened = uses.opened(arguments, "img2img")
+    opened = uses.opened(arguments, "img2img", latents=True)
     trained = opened.trained
-    trained.check_conditions("img2img", labels=True)
+    trained.check_conditions("img2img", labels=True, texts=True)
     spacing = arguments.sampler, arguments.num_steps, arguments.grid
     preset = opened.guided(image_to_image.preset(trained, arguments.strength, *spacing))
     pictures = uses.read(arguments, trained)
@@ -32,8 +32,9 @@ def img2img(argv: list[str]) -> None:
     )
 
     def use(told, key, first_index, pictures):
-        x_0 = images.to_float(pictures)
-        return image_to_image.image_to_image(told(), preset.table, key, x_0, first_index=first_index)
+        x_0 = told.encoded(images.to_float(pictures))
+        found = image_to_image.image_to_image(told(), preset.table, key, x_0, first_index=first_index)
+        return told.decoded(found)
 
     made_with = opened.made_with(preset.table, {"pictures": pictures})
     batches = lambda first: opened.computed(preset, use, [pictures], first)

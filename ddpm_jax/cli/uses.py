@@ -15,6 +15,7 @@ from ddpm_jax.cli.made_with import made_with
 from ddpm_jax.data import given
 from ddpm_jax.guided import Guidance
 from ddpm_jax.host.picture_output import Drawing, Output
+from ddpm_jax.pictures import Prompts, prompts
 from ddpm_jax.runs import posthoc
 from ddpm_jax.samplers import Table
 from ddpm_jax.samplers.configs.common import Preset
@@ -39,6 +40,10 @@ class Options(GuidanceArguments):
     """Pictures at once."""
     label: int | None = None
     """The class of all pictures, where the network has classes; by default none, where a label stands for that."""
+    prompt: str | None = None
+    """What all pictures show, of a network with a text encoder."""
+    negative_prompt: str | None = None
+    """As in sample."""
     ema_decay: float | None = None
     """As in sample."""
     ema_sigma: float | None = None
@@ -77,6 +82,8 @@ class Opened:
     trained: Trained
     label: int | None
     """That it is told of all pictures."""
+    text: Prompts | None
+    """As well."""
     guidance: Guidance | None
 
     def guided(self, preset: Preset) -> Preset:
@@ -89,7 +96,8 @@ class Opened:
         """As uses.batches.computed."""
         seed = self.arguments.seed if isinstance(self.arguments, SeedOptions) else 0
         numbers = {"batch_size": self.arguments.batch_size, "seed": seed, "first": first}
-        return computed(self.trained, preset.denoiser, use, arrays, label=self.label, guided=self.guidance, **numbers)
+        told = {"label": self.label, "text": self.text, "guided": self.guidance, **numbers}
+        return computed(self.trained, preset.denoiser, use, arrays, **told)
 
     def made_with(self, table: Table, read: Mapping[str, np.ndarray], places: Sequence[str] = ()) -> dict[str, Any]:
         """All that the bits of the pictures depend on: of the options, those but the places that they are read from."""
@@ -104,31 +112,52 @@ class Opened:
             )
 
 
-def opened(arguments: Options, command: str) -> Opened:
+def opened(arguments: Options, command: str, *, latents: bool = False) -> Opened:
     """The network, and what it is told.
 
+    Args:
+      arguments: the options.
+      command: its name.
+      latents: whether the network may denoise latents.
+
     Raises:
-      ValueError: one of latents, one that needs more than a label, a label that it has not, guidance that it cannot
-        have; as opening.open.
+      ValueError: one of latents, one that needs more than a label or a text, a label that it has not, guidance that it
+        cannot have; as opening.open.
     """
     check_numbers(arguments.batch_size, arguments.seed if isinstance(arguments, SeedOptions) else 0)
     guidance = chosen_guidance(arguments, print)
     average = posthoc.Average(arguments.ema_decay, arguments.ema_sigma)
     trained = opening.open(arguments.source, print, average, arguments.config)
-    check_pixels(trained, command)
+    if not latents:
+        check_pixels(trained, command)
     if trained.run is None:
         print(trained.origin)
     label = checked_label(trained, arguments.label)
     if guidance is not None:
         guidance.check(trained)
-        if guidance.beside is None and arguments.label is None:
+        if guidance.beside is None and arguments.label is None and trained.text is None:
             raise ValueError(f"--guidance-scale {guidance.scale:g} is towards a class: give --label")
-    return Opened(arguments, trained, label, guidance)
+    return Opened(arguments, trained, label, _text(arguments, trained, guidance), guidance)
+
+
+def _text(arguments: Options, trained: Trained, guidance: Guidance | None) -> Prompts | None:
+    """What all pictures show.
+
+    Raises:
+      ValueError: as pictures.prompts; a text that is to be led away from, without guidance.
+    """
+    negative = arguments.negative_prompt
+    if negative is not None and (guidance is None or trained.text is None):
+        raise ValueError(f"--negative-prompt {negative!r} is for --guidance-scale with a network with a text encoder")
+    if arguments.prompt is None and trained.text is None:
+        return None
+    texts = () if arguments.prompt is None else (arguments.prompt,)
+    return prompts(trained, texts, negative or "", guidance, print)
 
 
 def read(arguments: PictureOptions, trained: Trained) -> np.ndarray:
     """The pictures, uint8 [N, H, W, C]."""
-    return given.read(arguments.images, trained.image_shape, arguments.resize, print)
+    return given.read(arguments.images, trained.picture_shape, arguments.resize, print)
 
 
 def default_out(arguments: Options, trained: Trained, *parts: str, ending: str = ".png") -> str:

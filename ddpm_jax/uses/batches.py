@@ -1,26 +1,61 @@
 """A use of a trained network on many images, batch after batch, each batch by the same compiled program."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax import images, keys
 from ddpm_jax.config.fields import at_least, check_batch_size
 from ddpm_jax.config.run import MOST_SEED
 from ddpm_jax.guided import Guidance, denoise_of, parameters
+from ddpm_jax.pictures import Prompts
+from ddpm_jax.pictures import Told as Asked
 from ddpm_jax.process import ModelFn
 from ddpm_jax.samplers import Denoise, Remembering
-from ddpm_jax.trained import Trained
-
-Told = Callable[..., Denoise | Remembering]
-"""told(**conditioning) is the denoiser of the network that is told so much beside its label: low_res=, concat=."""
-
+from ddpm_jax.trained import FirstStage, Trained
 
 Use = Callable[..., Any]
-"""use(told, key, first_index, *arrays [B, ...]): what is done with a batch whose first example has this index."""
+"""use(told, key, first_index, *arrays [B, ...]): what is done with a batch whose first example has this index.
+
+told is a `Told`: told(**conditioning) the denoiser of the network that is told so much beside its label or text.
+"""
+
+POSTERIOR = np.uint32(2**32 - 3)
+"""The "row" whose key a draw from a picture's posterior comes from; see samplers.run."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """A network with all that a batch is told, and the way from pictures to what it denoises and back.
+
+    Attributes:
+      denoise: of conditioning by name, low_res= or concat=.
+      stage: the autoencoder in whose latents it denoises; None for none.
+      key: of all samples.
+      first_index: the index of the batch's first one.
+    """
+
+    denoise: Callable[..., Denoise | Remembering]
+    stage: FirstStage | None
+    key: jax.Array
+    first_index: jax.Array
+
+    def __call__(self, **conditioning: jax.Array) -> Denoise | Remembering:
+        return self.denoise(**conditioning)
+
+    def encoded(self, x: jax.Array) -> jax.Array:
+        """x_0 of pictures in [-1, 1]: these themselves, or latents, each drawn from its posterior by its own key."""
+        if self.stage is None:
+            return x
+        of_each = keys.example_keys(self.key, self.first_index, len(x))
+        return self.stage.encode_each(x, jax.vmap(lambda key: jax.random.fold_in(key, POSTERIOR))(of_each))
+
+    def decoded(self, x_0: jax.Array) -> jax.Array:
+        """Pictures in [-1, 1] of x_0."""
+        return x_0 if self.stage is None else self.stage.decode(x_0)
 
 
 def checked_label(trained: Trained, label: int | None) -> int | None:
@@ -45,13 +80,10 @@ def check_pixels(trained: Trained, use: str) -> None:
     """Whether it denoises images themselves.
 
     Raises:
-      ValueError: it denoises latents, of which images can be decoded, and nothing can be encoded.
+      ValueError: it denoises latents.
     """
     if trained.first_stage is not None:
-        raise ValueError(
-            f"the network denoises latents: {use} would need the encoder of its first stage, which is not read, only "
-            "its decoder"
-        )
+        raise ValueError(f"the network denoises latents, and {use} is for networks that denoise pictures themselves")
 
 
 def check_numbers(batch_size: int, seed: int) -> None:
@@ -69,6 +101,7 @@ def computed(
     batch_size: int,
     seed: int,
     label: int | None = None,
+    text: Prompts | None = None,
     guided: Guidance | None = None,
     first: int = 0,
 ) -> Iterator[Any]:
@@ -84,6 +117,7 @@ def computed(
       batch_size: B.
       seed: of all randomness.
       label: that the network is told of all; from `checked_label`.
+      text: that it is told of all.
       guided: how; its numbers come with the table that is used, from guided.on.
       first: begin with this example, a multiple of B.
 
@@ -93,18 +127,25 @@ def computed(
     n = len(arrays[0])
     check_numbers(batch_size, seed)
     batch_size = min(batch_size, n)
-    check_batch_size("--batch-size", batch_size, trained.image_shape)
+    check_batch_size("--batch-size", batch_size, trained.picture_shape)
+    of_all = Asked({} if label is None else {"y": np.full(batch_size, label, np.int32)})
+    of_all = of_all if text is None else text.told(0, batch_size)
 
     @jax.jit
-    def run(params: Any, first_index: jax.Array, *parts: jax.Array) -> Any:
-        label_of_all = {} if label is None else {"y": jnp.full(batch_size, label, jnp.int32)}
-        told = lambda **more: denoise_of(trained, guided, params, label_of_all | more, denoiser)
-        return use(told, keys.make(seed), first_index, *parts)
+    def run(params: Any, of_all: Asked, first_index: jax.Array, *parts: jax.Array) -> Any:
+        (own, of_stage), key = params, keys.make(seed)
 
-    params = jax.device_put(parameters(trained, guided))
+        def denoise(**more: jax.Array) -> Denoise | Remembering:
+            otherwise = None if of_all.otherwise is None else of_all.otherwise | more
+            return denoise_of(trained, guided, own, of_all.told | more, denoiser, otherwise)
+
+        stage = None if trained.first_stage is None else replace(trained.first_stage, params=of_stage)
+        return use(Told(denoise, stage, key, first_index), key, first_index, *parts)
+
+    params = jax.device_put((parameters(trained, guided), trained.first_stage and trained.first_stage.params))
     for start in range(first, n, batch_size):
         indices = np.minimum(np.arange(start, start + batch_size), n - 1)
-        found = run(params, np.uint32(start), *(array[indices] for array in arrays))
+        found = run(params, of_all, np.uint32(start), *(array[indices] for array in arrays))
         yield jax.tree.map(lambda leaf, start=start: np.asarray(leaf)[: n - start], found)
 
 

@@ -3,14 +3,17 @@
 import json
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
-from ddpm_jax import cli, guided, interop, pictures
+from ddpm_jax import cli, guided, images, interop, keys, pictures
 from ddpm_jax.guided import Guidance
 from ddpm_jax.interop.tokenizers import ClipTokenizer
 from ddpm_jax.samplers import from_diffusers_config
+from ddpm_jax.uses import batches, image_to_image
 from tests.helpers import trace
 
 pytest.importorskip("tokenizers")
@@ -117,7 +120,7 @@ def test_one_compilation_for_all_prompts(trained):
     program = None
     for text in PROMPTS:
         told = pictures.prompts(trained, (text,), guided=Guidance(3.0))
-        program = program or pictures.Program(trained, preset, told, 2, 0, pictures.jax.devices()[:1])
+        program = program or pictures.Program(trained, preset, told, 2, 0, jax.devices()[:1])
         program._labels = told
         next(program.batches(pictures.weights_of(trained, told), 0, 2))
     assert program._draw._cache_size() == 1
@@ -178,3 +181,54 @@ def test_a_pipeline_is_written_whole(left_out, folder, trained, tmp_path, capsys
         ours, theirs = ((place / "tokenizer" / name).read_text() for place in (tmp_path / "after", folder))
         same = json.loads(ours) == json.loads(theirs) if name == "vocab.json" else ours.split() == theirs.split()
         assert same, name
+
+
+@pytest.mark.parametrize("key", ["c0", "c1"])
+def test_image_to_image_as_recorded(key, trained, shared_golden):
+    """The draw from the posterior, the noise at the first step, latents at every step, and the pictures."""
+    with np.load(shared_golden / "uses" / "sd_img2img.npz") as file:
+        arrays = {name: file[name] for name in file.files}
+    meta = json.loads(str(arrays["meta"]))
+    call = next(case["call"] for case in meta["cases"] if case["key"] == key)
+    steps, strength, chosen = call["num_inference_steps"], call["strength"], Guidance(call["guidance_scale"])
+    of = lambda name: jnp.asarray(nhwc(arrays[f"{key}.{name}"]))
+    if "eta" in call:  # which is an option of the scheduler's step, and all of its steps are run
+        preset = from_diffusers_config(trained.scheduler_config, steps, eta=call["eta"])
+    else:
+        preset = image_to_image.preset(trained, strength, None, steps)
+    stage = trained.first_stage
+    posterior = stage.posterior(2 * jnp.asarray(nhwc(arrays["image"])) - 1)
+    x_t = image_to_image.noised(preset.table, stage.scaled(posterior.sample(of("noise0"))), of("noise1"))
+    np.testing.assert_allclose(x_t, of("sample_in"), atol=1e-5)
+    contexts = lambda texts: jnp.asarray(trained.text.contexts(trained.text.tokens(texts).ids))
+    told, otherwise = {"context": contexts(PROMPTS)}, {"context": contexts(("", ""))}
+    denoise = guided.denoise_of(trained, chosen, guided.parameters(trained, chosen), told, preset.denoiser, otherwise)
+    noise = [of(f"noise{2 + i}") if "eta" in call else 0 * x_t for i in range(preset.table.num_calls)]
+    # A table scales what it is given to its first level: x_t is at that already.
+    table = chosen.on(preset.table, trained.schedule.num_timesteps)._replace(init=1.0)
+    found = trace(denoise, table, x_t, noise)
+    np.testing.assert_allclose(found, of("latents"), atol=1e-4)
+    decoded = np.clip(np.asarray(stage.decode(found[-1])) / 2 + 0.5, 0, 1)
+    np.testing.assert_allclose(decoded, arrays[f"{key}.images"], atol=1e-5)
+
+
+def test_img2img_in_latents(folder, trained, tmp_path, capsys):
+    """The command is the function between encode and decode, told the text."""
+    picture = np.random.RandomState(0).randint(0, 256, (16, 16, 3)).astype(np.uint8)
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    options = ["--strength", "0.5", "--num-steps", "4", "--prompt", PROMPTS[0], "--guidance-scale", "5"]
+    cli.main(["img2img", str(folder), str(tmp_path / "a.png"), *options, "--out", str(tmp_path / "a.npz")])
+    key, chosen = keys.make(0), Guidance(5.0)
+    own = jax.random.fold_in(jax.random.fold_in(key, 0), batches.POSTERIOR)
+    x_0 = trained.first_stage.encode_each(images.to_float(jnp.asarray(picture[None])), own[None])
+    preset = image_to_image.preset(trained, 0.5, None, 4)
+    text = pictures.prompts(trained, (PROMPTS[0],), guided=chosen).told(0, 1)
+    params = guided.parameters(trained, chosen)
+    denoise = guided.denoise_of(trained, chosen, params, text.told, preset.denoiser, text.otherwise)
+    table = chosen.on(preset.table, trained.schedule.num_timesteps)
+    expected = trained.first_stage.decode(image_to_image.image_to_image(denoise, table, key, x_0))
+    off = images.to_uint8(np.asarray(expected)).astype(int) - images_of(tmp_path / "a.npz")
+    assert abs(off).max() <= 1
+    with pytest.raises(SystemExit):
+        cli.main(["img2img", str(folder), str(tmp_path / "a.png"), "--strength", "0.5"])
+    assert "the network draws what a text says: give --prompt" in capsys.readouterr().err

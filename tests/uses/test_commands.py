@@ -121,8 +121,8 @@ def test_colours_become_grey_and_it_is_said(run, tmp_path, capsys):
 def test_latents_and_labels_are_refused(monkeypatch):
     """One line each, before anything is computed."""
     latents = trained_of(model=None, params={}, image_shape=(4, 4, 4), first_stage=object())
-    with pytest.raises(ValueError, match="denoises latents: img2img would need the encoder"):
-        batches.check_pixels(latents, "img2img")
+    with pytest.raises(ValueError, match="denoises latents, and invert is for networks that denoise pictures"):
+        batches.check_pixels(latents, "invert")
 
     classes = trained_of(model=UNet(num_classes=5), params={"conv_in": {"kernel": jnp.zeros((3, 3, 1, 4))}},
                          image_shape=(8, 8, 1))  # fmt: skip
