@@ -278,20 +278,27 @@ def batches(
     seed: int,
     first: int = 0,
     devices: Sequence[jax.Device] | None = None,
+    decoded: int | None = None,
 ) -> Iterator[Drawn]:
     """num_images images, batch after batch, without those before `first`: a multiple of batch_size.
 
     On several devices these are batches of batch_size on each, side by side: the same bits on any number of devices.
+    `decoded` is how many latents are decoded at once, all of a batch by default: a decoder needs more memory than a
+    network of latents.
 
     Raises:
-      ValueError: num_images, batch_size or seed out of range.
+      ValueError: num_images, batch_size, seed or decoded out of range; decoded of a network that has no latents.
     """
     check_numbers(trained, num_images, batch_size, seed)
+    if decoded is not None:
+        at_least("--decode-batch-size", decoded)
+        if trained.first_stage is None:
+            raise ValueError(f"--decode-batch-size {decoded} is for networks of latents, and this one has images")
     if first >= num_images:
         return iter(())
     batch_size = min(batch_size, num_images)
     devices = (jax.devices()[:1] if devices is None else devices)[: -(-(num_images - first) // batch_size)]
-    program = Program(trained, drawn_with, labels, batch_size, seed, devices)
+    program = Program(trained, drawn_with, labels, batch_size, seed, devices, decoded)
     return program.batches(weights_of(trained, labels), first, num_images)
 
 
@@ -334,6 +341,7 @@ class Program:
       batch_size: on each device.
       seed: of all randomness.
       devices: of this process.
+      decoded: of latents, so many at once; all of a batch by default.
     """
 
     def __init__(
@@ -344,10 +352,11 @@ class Program:
         batch_size: int,
         seed: int,
         devices: Sequence[jax.Device],
+        decoded: int | None = None,
     ):
         self._labels, self._batch_size = labels, batch_size
         self._mesh = Mesh(np.array(devices), ("batch",))
-        draw = _draw(trained, drawn_with, labels.guidance, (batch_size, *trained.image_shape), seed)
+        draw = _draw(trained, drawn_with, labels.guidance, (batch_size, *trained.image_shape), seed, decoded)
         whole, parts = PartitionSpec(), PartitionSpec("batch")
         specs = {"in_specs": (whole, parts, parts), "out_specs": parts}
         # Not vma: what samplers begin with is the same on all devices, and what they go on with is not.
@@ -364,7 +373,12 @@ class Program:
 
 
 def _draw(
-    trained: Trained, drawn_with: Preset, guided: Guidance | None, shape: tuple[int, ...], seed: int
+    trained: Trained,
+    drawn_with: Preset,
+    guided: Guidance | None,
+    shape: tuple[int, ...],
+    seed: int,
+    decoded: int | None = None,
 ) -> Callable[[Weights, jax.Array, Told], jax.Array]:
     """draw(weights, number of the first image [1], what it is told [B, ...]) -> images [B, H, W, C] in [-1, 1]."""
     table, first_stage = drawn_with.table, trained.first_stage
@@ -375,6 +389,6 @@ def _draw(
         params, decoder_params = weights
         denoise = denoise_of(trained, guided, params, told.told, drawn_with.denoiser, told.otherwise)
         x_0 = samplers.sample(denoise, table, keys.make(seed), shape, first_index=first_index[0])
-        return x_0 if first_stage is None else replace(first_stage, params=decoder_params).decode(x_0)
+        return x_0 if first_stage is None else replace(first_stage, params=decoder_params).decode(x_0, decoded)
 
     return draw

@@ -101,8 +101,18 @@ class FirstStage:
         """(z - shift) scale: of variance 1."""
         return (z - _of_channels(self.shift)) * _of_channels(self.scale)
 
-    def decode(self, z: jax.Array) -> jax.Array:
-        """[B, H, W, 3] images in [-1, 1] from latents z [B, h, w, C]."""
+    def decode(self, z: jax.Array, at_once: int | None = None) -> jax.Array:
+        """[B, H, W, 3] images in [-1, 1] from latents z [B, h, w, C].
+
+        Args:
+          z: latents.
+          at_once: so many are decoded one after the other, in the memory of these; all by default.
+        """
+        if at_once is not None and at_once < len(z):
+            # Whole batches, the last one filled up: vmap would undo what attention does to save memory.
+            filled = jnp.concatenate([z, jnp.repeat(z[-1:], -len(z) % at_once, axis=0)])
+            found = jax.lax.map(self.decode, filled.reshape(-1, at_once, *z.shape[1:]))
+            return found.reshape(-1, *found.shape[2:])[: len(z)]
         unscaled = z / _of_channels(self.scale) + _of_channels(self.shift)
         images = self.model.apply({"params": self.params}, unscaled, method="decode")
         assert isinstance(images, jax.Array)

@@ -75,13 +75,23 @@ def pytest_collection_finish():
     gc.set_threshold(50_000, 20, 20)
 
 
+def _compiling(without_most_optimizations: bool):
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", without_most_optimizations)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.fixture
 def optimized():
     """Compile as users do, where bits are asked for that two programs share only then."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    yield from _compiling(False)
+
+
+@pytest.fixture
+def unoptimized():
+    """Compile quickly, in the slow suite as well: where large networks are run for a step or two."""
+    yield from _compiling(True)
 
 
 @pytest.fixture

@@ -31,6 +31,8 @@ class DrawArguments(GuidanceArguments):
     """Image i of a seed begins with the same noise whatever num_images and batch_size are."""
     batch_size: int = 64
     """Images drawn at once."""
+    decode_batch_size: int | None = None
+    """Of a network of latents: so many are decoded at once, where the decoder's memory is too small for a batch."""
     label: int | None = None
     """The class of all images, where the network has classes; by default image i is of class i, counted around."""
     labels: tuple[int, ...] = ()
@@ -153,6 +155,7 @@ def protocol(
         **({"weights of guidance with": f"CRC-32 {beside.weights}"} if beside else {}),
         "seed": arguments.seed,
         "batch size": arguments.batch_size,
+        **({} if arguments.decode_batch_size is None else {"decoded at once": arguments.decode_batch_size}),
         "generator": "threefry2x32, a key for each image",
     }
 

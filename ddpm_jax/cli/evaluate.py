@@ -139,7 +139,8 @@ def to_draw(arguments: EvaluateArguments, trained: Trained) -> PictureSet:
     count = NUM_IMAGES if arguments.num_images is None else arguments.num_images
     known = drawn.protocol(arguments, trained, preset, labels)
     numbers = count, arguments.batch_size, arguments.seed
-    return picture_sets.drawn(trained, preset, labels, *numbers, where=arguments.source, known=known)
+    named = {"where": arguments.source, "known": known, "decoded": arguments.decode_batch_size}
+    return picture_sets.drawn(trained, preset, labels, *numbers, **named)
 
 
 def check_statistics(path: Path | None, reference: PictureSet | quality.Statistics | None) -> None:

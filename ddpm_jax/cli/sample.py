@@ -46,7 +46,8 @@ def sample(argv: list[str]) -> None:
         drawing = Drawing(output, made_with(arguments, trained, preset.table, labels.guidance, read), n, batch_size)
         if drawing.first:
             print(f"going on after {min(drawing.first, n)} images in {output.parts}")
-        batches = pictures.batches(trained, preset, labels, n, batch_size, seed, drawing.first)
+        numbers = n, batch_size, seed, drawing.first
+        batches = pictures.batches(trained, preset, labels, *numbers, decoded=arguments.decode_batch_size)
         with tqdm(total=n, initial=drawing.first, unit="image") as bar:
             for batch in batches if arguments.allow_non_finite else map(pictures.finite, batches):
                 drawing.add(*batch)

@@ -77,6 +77,7 @@ def drawn(
     *,
     where: str,
     known: Mapping[str, Any],
+    decoded: int | None = None,
 ) -> PictureSet:
     """Pictures of a network, drawn again in the same batches wherever they begin.
 
@@ -88,6 +89,7 @@ def drawn(
       batch_size: drawn at once.
       seed: of all randomness.
       where, known: as of a PictureSet.
+      decoded: as of pictures.batches.
 
     Raises:
       ValueError: numbers out of range.
@@ -99,11 +101,8 @@ def drawn(
     def batches(first: int) -> Iterator[np.ndarray]:
         begin = first // batch_size * batch_size  # the last digits of what a network says depend on the batch
         numbers = num_images, batch_size, seed, begin
-        for found in pictures.batches(trained, drawn_with, labels, *numbers, jax.local_devices()):
+        for found in pictures.batches(trained, drawn_with, labels, *numbers, jax.local_devices(), decoded):
             yield pictures.finite(found, hint="").pictures[max(0, first - begin) :]
             begin += len(found.pictures)
 
-    shape = trained.image_shape
-    if trained.first_stage is not None:
-        shape = next(pictures.batches(trained, drawn_with, labels, 1, 1, seed)).pictures.shape[1:]
-    return PictureSet(where, known, num_images, shape, batches)
+    return PictureSet(where, known, num_images, trained.picture_shape, batches)

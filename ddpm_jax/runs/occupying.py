@@ -9,7 +9,8 @@ from ddpm_jax.host import lock
 from ddpm_jax.host.storage import Say, make_directory
 from ddpm_jax.runs import checkpoint
 
-UNFINISHED = ("config.json.partial", "metrics.jsonl.partial", "samples.png.partial", "samples/*.partial",
+UNFINISHED = ("config.json.partial", "first_stage.safetensors.partial",
+              "metrics.jsonl.partial", "samples.png.partial", "samples/*.partial",
               "averages/*.partial")  # fmt: skip
 """What a kill or a full disk can leave of what a training writes; of a checkpoint, Orbax knows."""
 

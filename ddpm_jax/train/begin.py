@@ -1,6 +1,6 @@
 """The first state of a run that begins with what another one has learned."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
@@ -15,14 +15,28 @@ WHOLE = ("params", "ema_params")
 """Of a fork, what must fit; the optimizer's state and whatever else there is begins anew where it does not."""
 
 
-def check(config: TrainConfig, template: TrainState, say: Say) -> None:
+def check(config: TrainConfig, template: TrainState, networks: Mapping[str, str], say: Say) -> None:
     """Whether `first_state` can do what the configuration asks for; no array is read, nothing is written.
+
+    Args:
+      config: begin_from and begin_with.
+      template: shapes and shardings of the state.
+      networks: that this training is given: their checksums.
+      say: is told of damaged files.
 
     Raises:
       FileNotFoundError: no run in begin_from, or no checkpoint of it.
-      ValueError: all its checkpoints are damaged, or they are of another network; or a fork has no steps left.
+      ValueError: all its checkpoints are damaged, or they are of another network, or of latents of another autoencoder;
+        or a fork has no steps left.
     """
     saved = _opened(config)
+    before = load_run(Path(config.begin_from or "")).networks
+    for name in {**before, **networks}:
+        if before.get(name) != networks.get(name):
+            raise ValueError(
+                f"train.begin_from: {config.begin_from} was trained with another {name} (weights "
+                f"{before.get(name, 'none')}, here {networks.get(name, 'none')})"
+            )
     _newest(saved, lambda step: _check(saved, step, config, template), say)
 
 

@@ -310,7 +310,7 @@ def entered(run: Run, workdir: Path, report: Report) -> Iterator[Callable[[], No
     processes.agree(environment.decisive(info))
     begins = not (workdir / "config.json").exists()
     if begins and run.config.train.begin_from is not None:
-        begin.check(run.config.train, run.template(), report.say)
+        begin.check(run.config.train, run.template(), info.networks, report.say)
     with contextlib.ExitStack() as stack:
         mine = []  # in the first process
 

@@ -328,8 +328,16 @@ def test_digits_is_the_default():
     assert cli.load_experiment(EXPERIMENTS / "digits.py") == Config()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CONFIGS)
+LONG = ("digits_uvit", "mnist", "cifar10", "autoencoder_emoji", "latent_emoji")
+"""Of experiments whose like is among the others."""
+
+
+@pytest.mark.usefixtures("unoptimized")
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.campaign if name in LONG else pytest.mark.slow)
+     for name in (*CONFIGS, "autoencoder_emoji", "latent_emoji")],
+)  # fmt: skip
 def test_experiments_run(name, tmp_path):
     """The `smoke` variant, through the command line."""
     shared = EXPERIMENTS.parent.parent / "shared" / "tfds"
@@ -339,8 +347,10 @@ def test_experiments_run(name, tmp_path):
     (tmp_path / "smoke.py").write_text(
         f"import runpy\nconfig = runpy.run_path({str(EXPERIMENTS / f'{name}.py')!r})['smoke']\n"
     )
-    data_dir = tmp_path if data == "digits" else shared
-    cli.main(["train", str(tmp_path / "smoke.py"), "--workdir", str(tmp_path / "run"), "--data.dir", str(data_dir)])
+    of_data = ["--data.dir", str(tmp_path)]
+    if data != "digits":  # decoding all of them takes a minute
+        of_data = ["--data.dir", str(shared), "--data.split", "train[:1%]"]
+    cli.main(["train", str(tmp_path / "smoke.py"), "--workdir", str(tmp_path / "run"), *of_data])
     assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 2
     assert (tmp_path / "run" / "samples.png").exists()
 

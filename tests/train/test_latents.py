@@ -105,6 +105,33 @@ def test_a_run_goes_on_in_latents_of_the_same_autoencoder_only(run, tmp_path, ca
     assert "weights of the first stage: " in capsys.readouterr().err
 
 
+def test_another_run_is_begun_from_in_the_same_latents_only(run, tmp_path, capsys):
+    encode(stage_of(2), SOURCE, tmp_path / "other", batch_size=8, scaling="one")
+    options = ["--data.name", str(tmp_path / "other"), "--condition", "class", *SHORT]
+    with pytest.raises(SystemExit):
+        cli.main(["train", *options, "--train.begin-from", str(run), "--train.begin-with", "ema"])
+    assert f"train.begin_from: {run} was trained with another first stage (weights " in capsys.readouterr().err
+
+
+def test_latents_are_decoded_in_batches_of_their_own(run, tmp_path, capsys):
+    """To the same pictures, and in less memory beside weights and pictures: 2 at once instead of 16."""
+    for size in (None, 3):
+        options = [] if size is None else ["--decode-batch-size", str(size)]
+        out = ["--out", str(tmp_path / f"{size}.npz")]
+        cli.main(["sample", str(run), "-n", "8", "--num-steps", "2", *options, *out])
+    whole, parts = (np.load(tmp_path / f"{size}.npz")["images"].astype(int) for size in (None, 3))
+    assert abs(whole - parts).max() <= 1 and len(np.unique(whole)) > 2
+    model, z = MODEL.clone(channels=32), jax.ShapeDtypeStruct((32, 16, 16, 3), jnp.float32)
+    params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 1)))["params"]
+    decode = lambda params, z, n: FirstStage(model, params, 1.0).decode(z, n)
+    program = lambda n: jax.jit(decode, static_argnums=2).lower(params, z, n).compile()
+    memory = lambda n: program(n).memory_analysis().temp_size_in_bytes
+    assert memory(2) < 0.3 * memory(None)
+    with pytest.raises(SystemExit):
+        cli.main(["sample", str(run), "--decode-batch-size", "0"])
+    assert "--decode-batch-size must be at least 1" in capsys.readouterr().err
+
+
 def test_settings_of_images_are_refused_in_latents(encoded, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     of_latents = " ".join(["--data.name", str(encoded), *SHORT])
