@@ -328,7 +328,7 @@ def test_digits_is_the_default():
     assert cli.load_experiment(EXPERIMENTS / "digits.py") == Config()
 
 
-LONG = ("digits_uvit", "mnist", "cifar10", "autoencoder_emoji", "latent_emoji")
+LONG = ("digits_uvit", "mnist", "cifar10", "iddpm_imagenet64", "adm_imagenet256", "autoencoder_emoji", "latent_emoji")
 """Of experiments whose like is among the others."""
 
 
