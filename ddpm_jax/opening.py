@@ -16,9 +16,6 @@ from ddpm_jax.runs import checkpoint, first_stage_file, first_stage_weights, pos
 from ddpm_jax.samplers.configs.reading import read_json
 from ddpm_jax.trained import FirstStage, Trained, check_finite, checksum
 
-FIRST_STAGE = "first stage"
-"""Its name among the networks of a run."""
-
 
 def open(place: str | Path, say: Say, average: posthoc.Average = posthoc.OWN, config: Path | None = None) -> Trained:
     """Whatever there is, ready to be used.
@@ -97,7 +94,11 @@ def of_run(
         raise ValueError(f"ema_decay and ema_sigma choose among the averages of a run's end, got checkpoint {step}")
     else:
         params = posthoc.of_checkpoint(workdir, step, built.params)
-    stage = None if (weights := info.networks.get(FIRST_STAGE)) is None else first_stage_weights.read(workdir, weights)
+    stage = (
+        None
+        if (weights := info.networks.get(checkpoint.FIRST_STAGE)) is None
+        else first_stage_weights.read(workdir, weights)
+    )
     trained = as_trained(built, jax.device_get(params), step, info.classes, stage)
     try:
         trained.check_finite()

@@ -223,7 +223,8 @@ def prompts(
       FileNotFoundError, ImportError: as its tokenizer.
     """
     if trained.text is None:
-        raise ValueError(f"--prompt is for networks with a text encoder, and this one has none, got {texts[0]!r}")
+        why = f" ({trained.no_text})" if trained.no_text else ""
+        raise ValueError(f"--prompt is for networks with a text encoder, and this one has none{why}, got {texts[0]!r}")
     if not texts:
         raise ValueError("the network draws what a text says: give --prompt")
     if guided is not None:
@@ -240,12 +241,17 @@ def prompts(
 # ---------------------------------------------------------------------------------------------------------- drawing
 
 
-def check_numbers(trained: Trained, num_images: int, batch_size: int, seed: int) -> None:
-    """Raises ValueError where one of them is out of range, of images at once also where XLA would end the process."""
+def check_numbers(trained: Trained, num_images: int, batch_size: int, seed: int, decoded: int | None = None) -> None:
+    """Raises ValueError where one of them is out of range, of images at once also where XLA would end the process; or
+    where `decoded` is of a network that has no latents."""
     at_least("num_images", num_images)
     at_least("batch_size", batch_size)
     check_batch_size("batch_size", min(batch_size, num_images), trained.image_shape)
     at_least("seed", seed, 0, most=MOST_SEED)
+    if decoded is not None:
+        at_least("--decode-batch-size", decoded)
+        if trained.first_stage is None:
+            raise ValueError(f"--decode-batch-size {decoded} is for networks of latents, and this one has images")
 
 
 class Drawn(NamedTuple):
@@ -289,11 +295,7 @@ def batches(
     Raises:
       ValueError: num_images, batch_size, seed or decoded out of range; decoded of a network that has no latents.
     """
-    check_numbers(trained, num_images, batch_size, seed)
-    if decoded is not None:
-        at_least("--decode-batch-size", decoded)
-        if trained.first_stage is None:
-            raise ValueError(f"--decode-batch-size {decoded} is for networks of latents, and this one has images")
+    check_numbers(trained, num_images, batch_size, seed, decoded)
     if first >= num_images:
         return iter(())
     batch_size = min(batch_size, num_images)

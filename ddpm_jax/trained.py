@@ -76,6 +76,24 @@ class FirstStage:
     scale: float | tuple[float, ...]
     shift: float | tuple[float, ...] = 0.0
 
+    @property
+    def weights(self) -> str:
+        """The checksum of all that latents depend on: parameters, scale and shift."""
+        return checksum((self.params, *(np.asarray(each, np.float32) for each in (self.scale, self.shift))))
+
+    def check_fits(self, image_shape: tuple[int, int, int]) -> None:
+        """Whether it encodes images [H, W, C].
+
+        Raises:
+          ValueError: other colours, or sides that its factor does not divide.
+        """
+        channels = self.params["encoder"]["conv_in"]["kernel"].shape[2]
+        if image_shape[-1] != channels:
+            raise ValueError(f"the autoencoder encodes images of {channels} channels, got {image_shape[-1]}")
+        factor = 2 ** (len(self.model.channel_multipliers) - 1)  # type: ignore[reportAttributeAccessIssue]
+        if image_shape[0] % factor or image_shape[1] % factor:
+            raise ValueError(f"H and W must be divisible by {factor}, got {image_shape[0]} x {image_shape[1]}")
+
     def encode(self, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """(z - shift) scale, [B, h, w, C], of images [B, H, W, 3] in [-1, 1]: what a latent diffusion model diffuses.
 
@@ -194,6 +212,7 @@ class Trained:
       condition: what a run's network is told; of what another project trained, the network says what it takes.
       classes: the names of its classes, where they are known.
       text: what makes a context of texts, where it was trained with one.
+      no_text: why there is none, where what was opened has a text encoder.
     """
 
     origin: str
@@ -212,6 +231,7 @@ class Trained:
     condition: Condition | None = None
     classes: tuple[str, ...] | None = None
     text: TextEncoder | None = None
+    no_text: str = ""
 
     def __post_init__(self):
         check_image_shape("sample_size, image_size or input_size", self.image_shape)
@@ -253,7 +273,8 @@ class Trained:
         others = []
         if isinstance(model, UNet):
             if model.transformer_depth and self.text is None:
-                others.append("a context, such as the embedding of a text (context=)")
+                why = f"; {self.no_text}" if self.no_text else ""
+                others.append(f"a context, such as the embedding of a text (context={why})")
             if model.class_embed_type is not None:
                 others.append("an embedding or a number as its class (y=)")
             if self.params["conv_in"]["kernel"].shape[2] != self.image_shape[-1]:
@@ -304,7 +325,8 @@ class Trained:
     @property
     def weights(self) -> str:
         """The checksum of all parameters: what tells two networks of the same kind apart."""
-        return checksum(tuple(self._parts.values()))
+        scaling = [] if self.first_stage is None else [self.first_stage.scale, self.first_stage.shift]
+        return checksum((*self._parts.values(), *(np.asarray(each, np.float32) for each in scaling)))
 
     @property
     def _parts(self) -> dict[str, Any]:

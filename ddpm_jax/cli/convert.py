@@ -39,5 +39,7 @@ def convert(argv: list[str]) -> None:
     kind = "images" if trained.first_stage is None else "latents"
     print(f"{trained.origin}: {sum(sizes):,} parameters, {kind} of {height} x {width} x {channels}")
     print(f"written for diffusers: {arguments.destination}")
+    if trained.no_text:
+        print(f"without a text encoder, so that its pipeline takes prompts as embeddings: {trained.no_text}")
     prompt = "" if trained.text is None else ' --prompt "..."'
     print(f"pictures: ddpm-jax sample {shlex.quote(str(arguments.destination))}{prompt}")

@@ -85,6 +85,10 @@ def preset_and_labels(arguments: DrawArguments, trained: Trained) -> tuple[Prese
     texts = chosen_prompts(arguments)
     if arguments.negative_prompt is not None and guided is None:
         raise ValueError(f"--negative-prompt is for --guidance-scale, got {arguments.negative_prompt!r} without it")
+    if arguments.negative_prompt is not None and guided is not None and guided.beside is not None:
+        raise ValueError(
+            f"--negative-prompt {arguments.negative_prompt!r} is not for --guidance-with, which leads away"
+        )
     if texts or trained.text is not None:
         return preset, pictures.prompts(trained, texts, arguments.negative_prompt or "", guided, print)
     if arguments.negative_prompt is not None:

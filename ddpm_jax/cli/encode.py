@@ -55,10 +55,11 @@ def encode(argv: list[str]) -> None:
         raise ValueError(f"--data.{next(iter(told)).replace('_', '-')} is for DATA, and none is given")
     else:
         read = run.data
-    source = data.load(read.name, **read.arguments(), say=print)
-    print(data.describe(source))
     home = Path(f"{opening.name_of(arguments.source)}_latents") if run is None else Path(arguments.source) / "latents"
     out = arguments.out or home
+    uses_encode.check_new(out)
+    source = data.load(read.name, **read.arguments(), say=print)
+    print(data.describe(source))
     with tqdm(total=len(source), unit="image") as bar:
 
         def progress(done: int) -> None:

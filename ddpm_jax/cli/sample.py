@@ -38,7 +38,7 @@ def sample(argv: list[str]) -> None:
         print(planes)
     preset, labels = drawn.preset_and_labels(arguments, trained)
     n, batch_size, seed = arguments.num_images, min(arguments.batch_size, arguments.num_images), arguments.seed
-    pictures.check_numbers(trained, n, batch_size, seed)
+    pictures.check_numbers(trained, n, batch_size, seed, arguments.decode_batch_size)
     home = Path() if trained.run is None else Path(arguments.source)
     output = output or Output(str(home / default_name(arguments, trained)))
     with output.alone(print):

@@ -149,6 +149,8 @@ def _text(arguments: Options, trained: Trained, guidance: Guidance | None) -> Pr
     negative = arguments.negative_prompt
     if negative is not None and (guidance is None or trained.text is None):
         raise ValueError(f"--negative-prompt {negative!r} is for --guidance-scale with a network with a text encoder")
+    if negative is not None and guidance is not None and guidance.beside is not None:
+        raise ValueError(f"--negative-prompt {negative!r} is not for --guidance-with, which leads away")
     if arguments.prompt is None and trained.text is None:
         return None
     texts = () if arguments.prompt is None else (arguments.prompt,)

@@ -24,11 +24,14 @@ TASKS: dict[str, Reads] = {
         (
             *("objective.loss", "objective.prediction", "objective.variance", "objective.vlb_weight"),
             *("objective.weighting", "objective.weighting_arguments", "objective.sigma_data"),
-            *("condition", "sample", "evaluate", "train.sample_every", *OF_FIRST_STAGE),
+            *("condition", "sample", "evaluate", "train.sample_every", "data.encode_with", *OF_FIRST_STAGE),
         ),
     ),
     "autoencoder": Reads(
         ("kl", "vq", "fsq"),
-        ("schedule", "objective", "condition", "evaluate", "sample.sampler", "sample.num_steps", "sample.clip"),
+        (
+            *("schedule", "objective", "condition", "evaluate"),
+            *("sample.sampler", "sample.num_steps", "sample.clip", "data.encode_with"),
+        ),
     ),
 }

@@ -42,7 +42,7 @@ class Description:
     Attributes:
       data: which images these were, in words.
       fingerprint: of the images.
-      weights: the checksum of the autoencoder.
+      weights: the checksum of the autoencoder with its scale and shift.
       scale, shift: of latents as a model diffuses them, (z - shift) scale.
       deviation, mean: of each channel over all draws of all posteriors.
       classes: names of the labels.

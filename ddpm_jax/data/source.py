@@ -93,7 +93,7 @@ def _check(image_size: int | None, labels: str | None) -> None:
 
 def _check_latents(name: str, image_size: int | None, transparency: str | None, labels: str | None) -> None:
     if labels == NONE:
-        raise ValueError(f"{name} holds latents, and images are needed here")
+        raise ValueError(f"{name} holds latents, and --data.labels none reads images only")
     for option, value in (("image-size", image_size), ("transparency", transparency), ("labels", labels)):
         if value is not None:
             raise ValueError(f"--data.{option} {value!r} is for images, and {name!r} holds latents of some")

@@ -96,7 +96,7 @@ def drawn(
     """
     at_least("--num-images", num_images, LEAST)
     batch_size = min(batch_size, num_images)
-    pictures.check_numbers(trained, num_images, batch_size, seed)
+    pictures.check_numbers(trained, num_images, batch_size, seed, decoded)
 
     def batches(first: int) -> Iterator[np.ndarray]:
         begin = first // batch_size * batch_size  # the last digits of what a network says depend on the batch

@@ -2,13 +2,22 @@
 
 import importlib
 from pathlib import Path
+from typing import Any
 
 from ddpm_jax.interop import flax_weights
+from ddpm_jax.interop.diffusers import texts
+from ddpm_jax.samplers.configs.reading import read_json
 
 # The parts of a pipeline that are read, the old ones at the top; and in this order, until there are weights: those that
 # can run no code, PyTorch's, other variants, Flax's.
 PARTS = ("", "unet/", "transformer/", "vae/", "vqvae/", "movq/")
 STEM = "diffusion_pytorch_model"
+OF_TEXTS = (
+    ("model.safetensors", "model-*-of-*.safetensors"),
+    ("pytorch_model.bin", "pytorch_model-*-of-*.bin"),
+    ("model.*.safetensors",),
+    ("flax_model.msgpack",),
+)
 WEIGHTS = (
     (f"{STEM}.safetensors", f"{STEM}-*-of-*.safetensors"),
     (f"{STEM}.bin", f"{STEM}-*-of-*.bin"),
@@ -47,11 +56,24 @@ def fetch(name: str) -> Path:
         # Beside the parts of a pipeline, a config.json at the top is no model's.
         models = [model for model in models if model != folder] or models
         if models and all(map(_has_weights, models)):
+            _fetch_texts(hub, repository, revision or None, wanted, folder)
             return folder
     raise FileNotFoundError(
         f"hf:{name} is no model of diffusers: it has no config.json with {STEM}.safetensors or .bin, "
         f"or {flax_weights.NAME}"
     )
+
+
+def _fetch_texts(hub: Any, repository: str, revision: str | None, wanted: list[str], folder: Path) -> None:
+    """The text encoder and the tokenizer of a pipeline, where it has one that is read."""
+    index = folder / "model_index.json"
+    if not index.is_file() or (read_json(index).get("text_encoder") or [None, None])[1] not in texts.CLASSES:
+        return
+    for patterns in OF_TEXTS:
+        wanted = [*wanted, "tokenizer/*", *(f"text_encoder/{pattern}" for pattern in patterns)]
+        hub.snapshot_download(repository, revision=revision, allow_patterns=wanted)
+        if any(path.suffix in (".safetensors", ".bin", ".msgpack") for path in (folder / "text_encoder").glob("*")):
+            return
 
 
 def _has_weights(folder: Path) -> bool:

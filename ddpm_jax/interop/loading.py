@@ -59,7 +59,7 @@ def load(path: str | Path, config: Mapping[str, Any] | None = None) -> Trained:
         raise FileNotFoundError(f"no file or folder {place}")
     try:
         loaded = load_folder(place, given) if place.is_dir() else _load_file(files.read(place), given)
-        for part in (loaded, loaded.first_stage):
+        for part in (loaded, loaded.first_stage, loaded.text):
             _require_float32({} if part is None else part.params)
         loaded.check_finite()
         return loaded

@@ -108,9 +108,10 @@ def _is_ours(name: str) -> bool:
     return name == lock.NAME or name.endswith(".partial")
 
 
+FIRST_STAGE = "first stage"  # among RunInfo.networks, the autoencoder in whose latents a run is
 # What a checkpoint of another run must have in common with this one, by the beginnings of `differences`.
 SAME_NETWORK = ("model", "condition", "objective.prediction", "objective.variance", "image_shape", "classes of",
-                "train.begin")  # fmt: skip
+                "train.begin", f"weights of the {FIRST_STAGE}")  # fmt: skip
 
 
 def _how_to_fork(workdir: Path, num_steps: int, changed: list[str]) -> str:

@@ -17,14 +17,14 @@ from ddpm_jax.host.storage import replacing
 from ddpm_jax.models import AutoencoderKL, VQModel
 from ddpm_jax.models.quantizers import FSQModel
 from ddpm_jax.names import choose
-from ddpm_jax.trained import FirstStage, checksum
+from ddpm_jax.trained import FirstStage
 
 KINDS = {"AutoencoderKL": AutoencoderKL, "VQModel": VQModel, "FSQModel": FSQModel}
 HEADER = "first_stage"
 
 
 def write(folder: Path, stage: FirstStage) -> str:
-    """The file; the checksum of its weights."""
+    """The file; its checksum, as of FirstStage.weights."""
     from safetensors.numpy import save  # here, so that training on pixels works where it is not installed
 
     tensors = {name: np.array(leaf) for name, leaf in traverse_util.flatten_dict(stage.params, sep="/").items()}
@@ -33,17 +33,15 @@ def write(folder: Path, stage: FirstStage) -> str:
         for item in dataclasses.fields(stage.model)
         if item.name not in ("parent", "name")
     }
-    weights = checksum(stage.params)
     header = {
         "kind": type(stage.model).__name__,
         "settings": settings | {"dtype": jnp.dtype(settings["dtype"]).name},
         "scale": stage.scale,
         "shift": stage.shift,
-        "weights": weights,
     }
     with replacing(folder / AUTOENCODER) as file:
         file.write(save(tensors, metadata={HEADER: json.dumps(header)}))
-    return weights
+    return stage.weights
 
 
 def read(folder: Path, weights: str) -> FirstStage:
@@ -71,12 +69,13 @@ def read(folder: Path, weights: str) -> FirstStage:
         scale, shift = _of_tuples(header["scale"]), _of_tuples(header["shift"])
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not what was written ({type(error).__name__}: {error})") from None
-    params = traverse_util.unflatten_dict(tensors, sep="/")
-    if (found := checksum(params)) != weights:
+    stage = FirstStage(model, traverse_util.unflatten_dict(tensors, sep="/"), scale, shift)
+    if stage.weights != weights:
         raise ValueError(
-            f"{path} holds another autoencoder: its weights are {found}, and {weights} is what is used here"
+            f"{path} holds another autoencoder: its weights and scale are {stage.weights}, and {weights} is what is "
+            "used here"
         )
-    return FirstStage(model, params, scale, shift)
+    return stage
 
 
 def _of_tuples(value: Any) -> Any:

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from ddpm_jax.config.run import TrainConfig
-from ddpm_jax.runs.checkpoint import Saved, Say, T, items_of, load_run, with_items
+from ddpm_jax.runs.checkpoint import FIRST_STAGE, Saved, Say, T, items_of, load_run, with_items
 from ddpm_jax.runs.leaves import listing
 from ddpm_jax.train.state import Params, TrainState
 
@@ -31,12 +31,11 @@ def check(config: TrainConfig, template: TrainState, networks: Mapping[str, str]
     """
     saved = _opened(config)
     before = load_run(Path(config.begin_from or "")).networks
-    for name in {**before, **networks}:
-        if before.get(name) != networks.get(name):
-            raise ValueError(
-                f"train.begin_from: {config.begin_from} was trained with another {name} (weights "
-                f"{before.get(name, 'none')}, here {networks.get(name, 'none')})"
-            )
+    if before.get(FIRST_STAGE) != networks.get(FIRST_STAGE):
+        raise ValueError(
+            f"train.begin_from: {config.begin_from} was trained with another {FIRST_STAGE} (weights "
+            f"{before.get(FIRST_STAGE, 'none')}, here {networks.get(FIRST_STAGE, 'none')})"
+        )
     _newest(saved, lambda step: _check(saved, step, config, template), say)
 
 

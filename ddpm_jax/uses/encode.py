@@ -1,9 +1,10 @@
 """Images as the latents of an autoencoder, once and for all: what a diffusion model then trains on."""
 
+import contextlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import IO, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ from ddpm_jax import data, images
 from ddpm_jax.config.fields import at_least, check_batch_size
 from ddpm_jax.data import latents
 from ddpm_jax.data.records import CAPTION, IMAGE, LABEL, LATENT, LOG_VARIANCE, Source
+from ddpm_jax.host.storage import make_directory, naming
 from ddpm_jax.models.autoencoder import DiagonalGaussian
 from ddpm_jax.runs import first_stage_weights
 from ddpm_jax.trained import FirstStage
@@ -55,17 +57,40 @@ def encode(
     at_least("--batch-size", batch_size)
     size = min(batch_size, len(source))
     check_batch_size("--batch-size", size, source.image_shape)
+    check_new(folder)
+    source.images([0])  # it holds images
+    stage.check_fits(source.image_shape)
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of a call that was killed
+    make_directory(partial)
+    try:
+        found = _encode(stage, source, partial, size, scaling, progress)
+        partial.replace(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return found
+
+
+def check_new(folder: Path) -> None:
+    """Raises ValueError: a folder that is there."""
     if folder.exists():
         raise ValueError(f"{folder} is there already: choose another --out, or delete it")
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of a call that was stopped
-    partial.mkdir(parents=True)
+
+
+def _encode(
+    stage: FirstStage, source: Source, partial: Path, size: int, scaling: Scaling, progress: Callable[[int], None]
+) -> latents.Description:
+    """All files of the folder."""
     moments = _write(stage, source, partial, size, progress)
     others = {
         name: source.read(np.arange(len(source)), (name,))[name] for name in (LABEL, CAPTION) if name in source.spec
     }
     latents.write_others(partial, others)
     if scaling == "channels":
+        if not (moments.variance > 0).all():
+            channel = int(np.argmin(moments.variance))
+            raise ValueError(f"--scaling channels: channel {channel} of the latents is the same everywhere")
         shift, scale = moments.mean.tolist(), (1 / np.sqrt(moments.variance)).tolist()
         stage = FirstStage(stage.model, stage.params, tuple(scale), tuple(shift))
     weights = first_stage_weights.write(partial, stage)
@@ -75,7 +100,6 @@ def encode(
         classes=None if source.classes is None else list(source.classes), seal=latents.sealed(partial),
     )  # fmt: skip
     latents.write_description(partial, found)
-    partial.replace(folder)
     return found
 
 
@@ -83,26 +107,31 @@ def _write(stage: FirstStage, source: Source, folder: Path, size: int, progress:
     """The arrays, a batch at a time; what was counted meanwhile."""
     run = jax.jit(lambda params, x: FirstStage(stage.model, params, 1.0).posterior(images.to_float(x)))
     params, count = jax.device_put(stage.params), len(source)
-    files: dict[str, np.ndarray] = {}
     sums: list[np.ndarray] = []
 
     def read(first: int) -> np.ndarray:
         return source.images(np.minimum(np.arange(first, first + size), count - 1))
 
-    for first, pixels in zip(range(0, count, size), data.prefetch(read, range(0, count, size)), strict=True):
-        parts = _parts(run(params, pixels), count - first)
-        for name, values in parts.items():
-            if name not in files:
-                shape = (count, *values.shape[1:])
-                files[name] = np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.float32, shape)
-            files[name][first : first + len(values)] = values
-            if not np.isfinite(values).all():
-                raise FloatingPointError(f"latents of the images {first} to {first + len(values) - 1} are not finite")
-        sums.append(_sums(parts))
-        progress(min(first + size, count))
-    for file in files.values():
-        file.flush()  # type: ignore[reportAttributeAccessIssue]
-    of_latents, of_squares = np.sum(sums, axis=0) / (count * np.prod(files[LATENT].shape[1:3]))
+    numbers = 0
+    with contextlib.ExitStack() as stack:
+        files: dict[str, IO[bytes]] = {}
+        for first, pixels in zip(range(0, count, size), data.prefetch(read, range(0, count, size)), strict=True):
+            parts = _parts(run(params, pixels), count - first)
+            for name, values in parts.items():
+                if not np.isfinite(values).all():
+                    last = first + len(values) - 1
+                    raise FloatingPointError(f"latents of the images {first} to {last} are not finite")
+                path = folder / f"{name}.npy"
+                with naming(path):  # appended: a page of a mapped file that the disk has no room for ends the process
+                    if name not in files:
+                        files[name] = stack.enter_context(open(path, "wb"))
+                        header = {"descr": "<f4", "fortran_order": False, "shape": (count, *values.shape[1:])}
+                        np.lib.format.write_array_header_1_0(files[name], header)
+                    files[name].write(np.ascontiguousarray(values, "<f4").data)
+            sums.append(_sums(parts))
+            numbers += parts[LATENT][..., 0].size
+            progress(min(first + size, count))
+    of_latents, of_squares = np.sum(sums, axis=0) / numbers
     return Moments(of_latents, of_squares - of_latents**2)
 
 

@@ -67,6 +67,18 @@ def test_other_weights_on_the_hub(name, hub, folder):
     assert downloaded(hub) == JSON | {name}
 
 
+def test_the_text_encoder_of_a_pipeline_on_the_hub(shared_golden, tmp_path, monkeypatch):
+    pytest.importorskip("huggingface_hub.utils")
+    pytest.importorskip("tokenizers")
+    source = shared_golden / "uses" / "sd_tiny"
+    stand_in = Hub(source, tmp_path / "cache")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", stand_in)
+    found, expected = load("hf:owner/sd"), load(source)
+    assert found.weights == expected.weights
+    (ids,), (known,) = (trained.text.tokens(["the dog"]).ids for trained in (found, expected))
+    assert list(ids) == list(known) and "merges.txt" in downloaded(stand_in)
+
+
 def test_hub_errors(hub, folder, monkeypatch):
     for name in ("hf:ddpm", "hf:a/b/c", "hf:/b", "hf:a/b@"):
         fails(name, "hf:owner/name")

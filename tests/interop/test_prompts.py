@@ -148,12 +148,15 @@ def test_a_folder_without_tokenizer_or_text(folder, trained, tmp_path, capsys):
     shutil.rmtree(place / "tokenizer")
     with pytest.raises(SystemExit):
         sample(place, "--prompt", "a")
-    assert (
-        f"no tokenizer in {place}/tokenizer (tokenizer.json, or vocab.json and merges.txt)" in capsys.readouterr().err
-    )
-    (place / "text_encoder" / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"no weights in .*text_encoder"):
-        interop.load(place)
+    assert f"(context=; text_encoder: no tokenizer in {place}/tokenizer (tokenizer.json, or" in capsys.readouterr().err
+    cli.main(["convert", str(place), str(tmp_path / "without")])
+    assert "without a text encoder, so that its pipeline takes prompts as embeddings" in capsys.readouterr().out
+    shutil.copytree(folder / "tokenizer", place / "tokenizer")
+    (place / "text_encoder" / "model.safetensors").rename(place / "text_encoder" / "model.fp16.safetensors")
+    assert interop.load(place).weights == trained.weights  # the only variant there is
+    (place / "text_encoder" / "model.fp16.safetensors").unlink()
+    found = interop.load(place)
+    assert found.text is None and found.no_text.startswith(f"no weights in {place}/text_encoder")
     bare = pictures.replace(trained, text=None)
     with pytest.raises(
         ValueError, match="--prompt is for networks with a text encoder, and this one has none, got 'a'"
@@ -232,3 +235,44 @@ def test_img2img_in_latents(folder, trained, tmp_path, capsys):
     with pytest.raises(SystemExit):
         cli.main(["img2img", str(folder), str(tmp_path / "a.png"), "--strength", "0.5"])
     assert "the network draws what a text says: give --prompt" in capsys.readouterr().err
+
+
+def edited(place, name, **changes):
+    path = place / name
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    path.write_text(json.dumps(before | changes))
+
+
+def test_special_and_added_tokens(folder, tmp_path):
+    """As in folders of Stable Diffusion 2, where padding is "!" of the vocabulary, and of textual inversion."""
+    place = shutil.copytree(folder / "tokenizer", tmp_path / "tokenizer")
+    (place / "tokenizer.json").unlink()
+    vocabulary = json.loads((place / "vocab.json").read_text())
+    edited(place, "special_tokens_map.json", pad_token="!")
+    edited(place, "added_tokens.json", **{"<mine>": len(vocabulary)})
+    found = ClipTokenizer(place, 12)(["the <mine>!"]).ids[0]
+    start, end, padding = vocabulary["<|startoftext|>"], vocabulary["<|endoftext|>"], vocabulary["!"]
+    assert list(found) == [start, vocabulary["the</w>"], len(vocabulary), padding, end] + 7 * [padding]
+    edited(place, "tokenizer_config.json", added_tokens_decoder={})  # then the map is not read
+    assert list(ClipTokenizer(place, 12)([""]).ids[0]) == [start] + 11 * [end]
+    for changes, message in (
+        ({"model_max_length": 2}, "model_max_length must be at least 3, got 2"),
+        ({"pad_token": 7}, "pad_token must be a text, got 7"),
+        ({"pad_token": "<none>"}, "the vocabulary has no '<none>', which is its pad_token"),
+        ({"added_tokens_decoder": {"3": "<other>"}}, "the added token '<other>' has the number 3 of another"),
+    ):
+        shutil.copy(folder / "tokenizer" / "tokenizer_config.json", place)
+        (place / "special_tokens_map.json").unlink(missing_ok=True)
+        edited(place, "tokenizer_config.json", **changes)
+        with pytest.raises(ValueError, match=message):
+            ClipTokenizer(place, 12)(["a"])
+    shutil.copy(folder / "tokenizer" / "tokenizer_config.json", place)
+    edited(place, "tokenizer_config.json", model_max_length=None, pad_token=None)
+    assert list(ClipTokenizer(place, 12)([""]).ids[0]) == [start] + 11 * [end]
+
+
+def test_a_negative_prompt_beside_another_network_is_refused(folder, capsys):
+    with pytest.raises(SystemExit):
+        options = ["--prompt", "a", "--negative-prompt", "b", "--guidance-scale", "2", "--guidance-with", str(folder)]
+        sample(folder, *options)
+    assert "--negative-prompt 'b' is not for --guidance-with" in capsys.readouterr().err

@@ -97,12 +97,17 @@ def test_a_run_without_its_autoencoder_draws_nothing(run, tmp_path, capsys):
         opening.open(moved, print)
 
 
-def test_a_run_goes_on_in_latents_of_the_same_autoencoder_only(run, tmp_path, capsys):
-    encode(stage_of(2), SOURCE, tmp_path / "other", batch_size=8, scaling="one")
+@pytest.mark.parametrize(("seed", "scaling"), [(2, "one"), (1, "channels")])
+def test_a_run_goes_on_in_latents_of_the_same_autoencoder_only(seed, scaling, run, tmp_path, capsys):
+    """Of the same scale, too: what was encoded is the same, and x_0 is another."""
+    encode(stage_of(seed), SOURCE, tmp_path / "other", batch_size=8, scaling=scaling)
     options = ["--data.name", str(tmp_path / "other"), "--condition", "class", *SHORT]
+    kept = (run / "first_stage.safetensors").read_bytes()
     with pytest.raises(SystemExit):
         cli.main(["train", *options, "--workdir", str(run)])
-    assert "weights of the first stage: " in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "weights of the first stage: " in error and "--train.begin-from" not in error
+    assert (run / "first_stage.safetensors").read_bytes() == kept
 
 
 def test_another_run_is_begun_from_in_the_same_latents_only(run, tmp_path, capsys):
@@ -127,9 +132,11 @@ def test_latents_are_decoded_in_batches_of_their_own(run, tmp_path, capsys):
     program = lambda n: jax.jit(decode, static_argnums=2).lower(params, z, n).compile()
     memory = lambda n: program(n).memory_analysis().temp_size_in_bytes
     assert memory(2) < 0.3 * memory(None)
+    before = sorted(run.iterdir())
     with pytest.raises(SystemExit):
         cli.main(["sample", str(run), "--decode-batch-size", "0"])
     assert "--decode-batch-size must be at least 1" in capsys.readouterr().err
+    assert sorted(run.iterdir()) == before  # nothing that keeps the right command away
 
 
 def test_settings_of_images_are_refused_in_latents(encoded, monkeypatch, tmp_path, capsys):
@@ -142,6 +149,7 @@ def test_settings_of_images_are_refused_in_latents(encoded, monkeypatch, tmp_pat
         (f"{of_latents} --condition mask", "--condition mask is made of images, and this run is on latents"),
         (f"{of_latents} --evaluate.every 2 --evaluate.metrics kid --evaluate.features digits", "every compares with"),
         (f"--task classifier --data.name {encoded}", "has no images, which are needed here"),
+        ("--task autoencoder --data.encode-with x", "--data.encode-with is no setting of --task autoencoder"),
         (f"--data.encode-with {Path(encoded).parent}", "no model_index.json|no config.json|config.json"),
     ):
         assert_train_refuses(options, message, capsys)
@@ -155,3 +163,6 @@ def test_shapes_are_those_of_what_is_encoded_at_every_step(monkeypatch):
     odd = from_arrays("odd", {"image": np.zeros((2, 5, 4, 1), np.uint8)})
     with pytest.raises(ValueError, match=r"data.encode_with runs/first: H and W must be divisible by 2"):
         clean.shape_of(config, odd, print)
+    colours = from_arrays("colours", {"image": np.zeros((2, 4, 4, 3), np.uint8)})
+    with pytest.raises(ValueError, match=r"data.encode_with runs/first: the autoencoder encodes images of 1 channels"):
+        clean.shape_of(config, colours, print)

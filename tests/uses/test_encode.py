@@ -124,7 +124,7 @@ def test_what_is_of_images_is_refused(folder):
     for options, message in (
         ({"image_size": 8}, "--data.image-size 8 is for images, and .* holds latents of some"),
         ({"transparency": "black"}, "--data.transparency 'black' is for"),
-        ({"labels": "none"}, "holds latents, and images are needed here"),
+        ({"labels": "none"}, "holds latents, and --data.labels none reads images only"),
         ({"split": "test"}, "has no split 'test'"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -140,6 +140,15 @@ def test_nothing_is_replaced_and_nothing_half_written(stage, folder, tmp_path):
     with pytest.raises(FloatingPointError, match="latents of the images 0 to 2 are not finite"):
         encode(FirstStage(stage.model, params, 1.0), SOURCE, tmp_path / "z", batch_size=3, scaling="one")
     assert not (tmp_path / "z").exists()
-    odd = from_arrays("odd", {"image": np.zeros((2, 5, 4, 1), np.uint8)})
-    with pytest.raises(ValueError, match="H and W must be divisible by 2, got 5 x 4"):
-        encode(stage, odd, tmp_path / "z", batch_size=3, scaling="one")
+    for shape, message in (
+        ((2, 5, 4, 1), "H and W must be divisible by 2, got 5 x 4"),
+        ((2, 4, 4, 3), "the autoencoder encodes images of 1 channels, got 3"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            other = from_arrays("other", {"image": np.zeros(shape, np.uint8)})
+            encode(stage, other, tmp_path / "z", batch_size=3, scaling="one")
+    params = jax.tree.map(np.zeros_like, stage.params)
+    if not isinstance(stage.model, AutoencoderKL):  # whose posterior has a variance
+        with pytest.raises(ValueError, match="--scaling channels: channel 0 of the latents is the same everywhere"):
+            encode(FirstStage(stage.model, params, 1.0), SOURCE, tmp_path / "z", batch_size=3, scaling="channels")
+    assert list(tmp_path.iterdir()) == []

@@ -10,7 +10,7 @@ import numpy as np
 from flax import linen as nn
 
 from ddpm_jax.interop import autoencoder, contents, diffusers, dit, files, flax_weights, layers
-from ddpm_jax.interop.diffusers import classes, conditional, texts
+from ddpm_jax.interop.diffusers import classes, conditional, texts, weights
 from ddpm_jax.names import choose, unknown
 from ddpm_jax.process import LEARNED
 from ddpm_jax.reading import Reading, ReadingVariance
@@ -100,9 +100,6 @@ WHERE_NOT_NULL = {
     **dict.fromkeys(("sample_size", "attn_norm_num_groups", "num_class_embeds", "num_train_timesteps"), 1),
     **{"out_channels": 1, "class_embed_type": "timestep"},
 }
-# Of the weights, in one file and in several.
-WEIGHTS = re.compile(r"diffusion_pytorch_model(\.(?P<variant>\w+))?\.(?P<kind>safetensors|bin)")
-INDEX = re.compile(r"diffusion_pytorch_model\.(?P<kind>safetensors|bin)\.index(\.(?P<variant>\w+))?\.json")
 
 
 def load_folder(folder: Path, config: Mapping[str, Any]) -> Trained:
@@ -129,16 +126,17 @@ def load_folder(folder: Path, config: Mapping[str, Any]) -> Trained:
     said, scheduler = _scheduler(folder, config, index)
     process = {**DEFAULTS, "rescale_betas_zero_snr": False, **CLASSES[scheduler["_class_name"]][1], **scheduler}
     size, channels, variance = _shape_and_variance({**table.defaults, **settings}, table is DIT, said)
-    weights, taken = _weights(network, table.signature)
-    layers.check_repeated(settings, weights)
+    arrays, taken = _weights(network, table.signature)
+    layers.check_repeated(settings, arrays)
     stage, stage_taken = (None, "") if first_stage is None else _first_stage(first_stage)
     model = table.from_config(settings)
     told, names = classes.read(folder, model)
+    text, no_text = texts.read(folder, index)
     return Trained(
         origin="; ".join(filter(None, (f"a diffusers folder ({kind})", taken, stage_taken))),
         config=settings,
         model=model,
-        params=table.to_params(weights, settings),
+        params=table.to_params(arrays, settings),
         schedule=schedule_of(process),
         reading=Reading(prediction_of(process), variance, _clip(process), _threshold(process)),
         image_shape=(*size, channels),
@@ -146,7 +144,8 @@ def load_folder(folder: Path, config: Mapping[str, Any]) -> Trained:
         first_stage=stage,
         condition=told,
         classes=names,
-        text=texts.read(folder, index),
+        text=text,
+        no_text=no_text,
     )
 
 
@@ -176,9 +175,9 @@ def _first_stage(folder: Path) -> tuple[FirstStage, str]:
     shifts = [key for key in SHIFTS if settings.get(key)]
     if shifts:
         raise ValueError(f"{folder.name}/config.json: latents here are scaled only, got {', '.join(shifts)}")
-    weights, said = _weights(folder, table.signature)
-    layers.check_repeated(settings, weights)
-    params, scale = table.to_params(weights, settings), {**table.defaults, **settings}["scaling_factor"]
+    arrays, said = _weights(folder, table.signature)
+    layers.check_repeated(settings, arrays)
+    params, scale = table.to_params(arrays, settings), {**table.defaults, **settings}["scaling_factor"]
     return FirstStage(table.from_config(settings), params, scale), said and f"{folder.name}: {said}"
 
 
@@ -254,55 +253,17 @@ def _changes_nothing(key: str, value: Any, table: Network) -> bool:
 
 
 def _weights(folder: Path, signature: str) -> tuple[dict[str, np.ndarray], str]:
-    """(the arrays of the network with this one, what is to be said of them), whatever is around it: see contents.
-
-    They are in the folder's safetensors or .bin, in one file or several, plain or the only variant there is; those of
-    Flax are read where there are none of PyTorch.
-    """
-    found: dict[str, dict[str, Path]] = {}
-    for path in sorted(folder.iterdir()):
-        match = WEIGHTS.fullmatch(path.name) or INDEX.fullmatch(path.name)
-        if match:
-            found.setdefault(match["variant"] or "", {})[match["kind"]] = path
-    if not found and (folder / flax_weights.NAME).is_file():
-        return flax_weights.to_state_dict(_read(files.read_state_dict, folder / flax_weights.NAME)), ""
-    if not found:
+    """(the arrays of the network with this one, what is to be said of them), whatever is around it: see contents."""
+    paths = weights.files_of(folder, weights.DIFFUSERS)
+    if not paths and (folder / flax_weights.NAME).is_file():
+        return flax_weights.to_state_dict(weights.read(files.read_state_dict, folder / flax_weights.NAME)), ""
+    if not paths:
         raise FileNotFoundError(
             f"no weights in {folder}: expected diffusion_pytorch_model.safetensors or .bin, or {flax_weights.NAME}"
         )
-    if "" not in found and len(found) > 1:
-        raise ValueError(f"{folder.name} has several variants of the weights, {', '.join(found)}, and no plain one")
-    kinds = found.get("", next(iter(found.values())))
-    path = kinds.get("safetensors", kinds.get("bin"))
-    assert path is not None
-    if path.suffix != ".json":
-        return _read(lambda path: contents.network_weights(files.read(path), signatures=(signature,)), path)
-    arrays: dict[str, np.ndarray] = {}
-    for shard in _shards(path):
-        if not shard.is_file():
-            raise FileNotFoundError(f"no {shard.name} in {shard.parent}, which {path.name} names")
-        arrays |= _read(files.read_state_dict, shard)
-    return contents.network_weights(arrays, signatures=(signature,))
-
-
-def _read(reader: Callable[[Path], T], path: Path) -> T:
-    """reader(path), whose errors say where."""
-    try:
-        return reader(path)
-    except ValueError as error:
-        raise ValueError(f"{path.parent.name}/{path.name}: {error}") from error
-
-
-def _shards(index: Path) -> list[Path]:
-    """The files that an index of shards names, all of them in its own folder."""
-    names = read_json(index).get("weight_map")
-    if not isinstance(names, dict) or not names:
-        raise ValueError(f"{index.name} has no weight_map")
-    shards = sorted({str(name) for name in names.values()})
-    for shard in shards:
-        if Path(shard).name != shard:
-            raise ValueError(f"{index.name} names a file outside its folder: {shard}")
-    return [index.parent / shard for shard in shards]
+    if len(paths) == 1:
+        return weights.read(lambda path: contents.network_weights(files.read(path), signatures=(signature,)), *paths)
+    return contents.network_weights(weights.arrays_of(paths), signatures=(signature,))
 
 
 def _scheduler(

@@ -146,7 +146,7 @@ def _network(trained: Trained) -> Part:
 
 def _first_stage(first_stage: FirstStage, latent_shape: tuple[int, int, int]) -> Part:
     model = first_stage.model
-    if not isinstance(first_stage.scale, float) or first_stage.shift != 0.0:
+    if not isinstance(first_stage.scale, float | int) or first_stage.shift != 0:
         raise ValueError("diffusers scales latents by one number, and this first stage has one for each channel")
     if not isinstance(model, AutoencoderKL | VQModel):
         raise ValueError(f"diffusers has no first stage of class {type(model).__name__}")

@@ -11,45 +11,55 @@ from pathlib import Path
 from typing import Any
 
 from ddpm_jax.interop import clip, files, tokenizers
+from ddpm_jax.interop.diffusers import weights
 from ddpm_jax.samplers.configs.reading import read_json
 from ddpm_jax.trained import TextEncoder
 
 INDEX = {"text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"]}
 """In model_index.json."""
 CLASSES = ("CLIPTextModel", "FlaxCLIPTextModel")
-WEIGHTS = ("model.safetensors", "pytorch_model.bin", "flax_model.msgpack")
+FLAX = "flax_model.msgpack"
 
 
-def read(folder: Path, index: Mapping[str, Any]) -> TextEncoder | None:
-    """CLIP's of a pipeline, with the tokenizer beside it; None where there is none, or another.
+def read(folder: Path, index: Mapping[str, Any]) -> tuple[TextEncoder | None, str]:
+    """(CLIP's encoder of a pipeline, with the tokenizer beside it, or None; why None, where the pipeline has some text
+    encoder): the network is as good without, for those who make its contexts themselves.
 
     Raises:
-      FileNotFoundError: no config.json or no weights in its folder.
-      ValueError: damaged files; a setting that is not known here.
+      ValueError: damaged files.
     """
-    place = folder / "text_encoder"
-    if (index.get("text_encoder") or [None, None])[1] not in CLASSES or not place.is_dir():
-        return None
+    kind, place = (index.get("text_encoder") or [None, None])[1], folder / "text_encoder"
+    if kind is None:
+        return None, ""
+    if kind not in CLASSES:
+        return None, f"its text encoder is a {kind}, known here are {', '.join(CLASSES)}"
+    if not (place / "config.json").is_file():
+        return None, f"no config.json in {place}"
     config = read_json(place / "config.json")
-    found = next((place / name for name in WEIGHTS if (place / name).is_file()), None)
-    if found is None:
-        raise FileNotFoundError(f"no weights in {place} ({' or '.join(WEIGHTS)})")
     try:
         model = clip.clip_from_config(config)
-        if found.suffix == ".msgpack":
-            params = clip.flax_clip_to_params(files.read(found), config)
+        tokenizer = tokenizers.ClipTokenizer(folder / "tokenizer", model.num_positions)
+        tokenizer.check_there()
+    except (ValueError, FileNotFoundError) as error:
+        return None, f"{place.name}: {error}"
+    paths = weights.files_of(place, weights.TRANSFORMERS)
+    try:
+        if paths:
+            params = clip.clip_to_params(weights.arrays_of(paths), config)
+        elif (place / FLAX).is_file():
+            params = clip.flax_clip_to_params(files.read(place / FLAX), config)
         else:
-            params = clip.clip_to_params(files.read_state_dict(found), config)
+            return None, f"no weights in {place} (model.safetensors, pytorch_model.bin or {FLAX})"
     except ValueError as error:
         raise ValueError(f"{place.name}: {error}") from error
-    return TextEncoder(model, params, tokenizers.ClipTokenizer(folder / "tokenizer", model.num_positions))
+    return TextEncoder(model, params, tokenizer), ""
 
 
 def write(folder: Path, text: TextEncoder) -> None:
     """text_encoder/ and tokenizer/ in a pipeline's folder.
 
     Raises:
-      ValueError: a tokenizer of no folder, or without its files.
+      ValueError: a tokenizer of no folder.
     """
     if not isinstance(text.tokens, tokenizers.ClipTokenizer):
         raise ValueError("diffusers reads CLIP's tokenizer from a folder, and this text encoder has another")
@@ -61,6 +71,6 @@ def write(folder: Path, text: TextEncoder) -> None:
     place = folder / "text_encoder"
     place.mkdir()
     config = clip.clip_to_config(text.model)
-    weights = {clip.PREFIX + name: array for name, array in clip.params_to_clip(text.params, config).items()}
+    arrays = {clip.PREFIX + name: array for name, array in clip.params_to_clip(text.params, config).items()}
     (place / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    save_file(weights, place / WEIGHTS[0], metadata={"format": "pt"})
+    save_file(arrays, place / "model.safetensors", metadata={"format": "pt"})

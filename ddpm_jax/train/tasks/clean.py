@@ -93,7 +93,14 @@ def of_source(config: Config, source: Source, say: Say) -> Clean:
     """
     place = config.data.encode_with
     if source.autoencoder is None:
-        return PIXELS if place is None else _checked(config, Encoded(opening.first_stage_of(place, say)[0]))
+        if place is None:
+            return PIXELS
+        stage = opening.first_stage_of(place, say)[0]
+        try:
+            stage.check_fits(source.image_shape)
+        except ValueError as error:
+            raise ValueError(f"data.encode_with {place}: {error}") from None
+        return _checked(config, Encoded(stage))
     if place is not None:
         raise ValueError(f"data.encode_with {place} is for images, and {source.name} holds latents")
     if config.data.flip:
@@ -123,9 +130,6 @@ def shape_of(config: Config, source: Source, say: Say) -> Shape:
     """
     if config.data.encode_with is None:
         return source.image_shape
-    stage, x = of_source(config, source, say).stage, jnp.zeros((1, *source.image_shape))
+    stage = of_source(config, source, say).stage
     assert stage is not None
-    try:
-        return jax.eval_shape(stage.encode, x).shape[1:]
-    except ValueError as error:
-        raise ValueError(f"data.encode_with {config.data.encode_with}: {error}") from None
+    return jax.eval_shape(stage.encode, jnp.zeros((1, *source.image_shape))).shape[1:]

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from ddpm_jax import build, conditions, images, opening, samplers
+from ddpm_jax import build, conditions, images, samplers
 from ddpm_jax.build import Losses, Objective
 from ddpm_jax.conditions import Condition
 from ddpm_jax.config import defaults
@@ -26,7 +26,7 @@ from ddpm_jax.data import Source
 from ddpm_jax.host.storage import Say
 from ddpm_jax.models import bind
 from ddpm_jax.reading import MakeDenoise
-from ddpm_jax.runs import first_stage_weights
+from ddpm_jax.runs import checkpoint, first_stage_weights
 from ddpm_jax.samplers.catalogue import make_table, other_variance
 from ddpm_jax.timesteps import TimestepSampler
 from ddpm_jax.train.state import Params, TrainState, make_optimizer, optimized
@@ -37,7 +37,7 @@ from ddpm_jax.train.tasks.draws import Said as Said
 from ddpm_jax.train.tasks.draws import draw, example_keys
 from ddpm_jax.train.tasks.evaluated import Evaluated
 from ddpm_jax.train.tasks.shown import Shown, show
-from ddpm_jax.trained import FirstStage, checksum
+from ddpm_jax.trained import FirstStage
 
 Draw = Callable[..., jax.Array]
 CONDITION = 3
@@ -148,7 +148,7 @@ class Diffusion:
     @property
     def networks(self) -> dict[str, str]:
         """The autoencoder in whose latents it is trained."""
-        return {} if self.clean.stage is None else {opening.FIRST_STAGE: checksum(self.clean.stage.params)}
+        return {} if self.clean.stage is None else {checkpoint.FIRST_STAGE: self.clean.stage.weights}
 
     def keep(self, workdir: Path) -> None:
         """first_stage.safetensors: what decodes what it will draw."""
