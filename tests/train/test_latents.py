@@ -93,7 +93,7 @@ def test_a_run_without_its_autoencoder_draws_nothing(run, tmp_path, capsys):
         opening.open(moved, print)
     encode(stage_of(2), SOURCE, tmp_path / "other", batch_size=8, scaling="one")
     shutil.copy(tmp_path / "other" / "first_stage.safetensors", moved)
-    with pytest.raises(ValueError, match=r"holds another autoencoder: its weights are .* is what is used here"):
+    with pytest.raises(ValueError, match=r"another autoencoder: its weights and scale are .* is what is used here"):
         opening.open(moved, print)
 
 
