@@ -141,7 +141,7 @@ def test_the_picture_shows_the_samples(run, tmp_path):
 @pytest.mark.parametrize(
     "command, message",
     [
-        ("trian", r"unknown command 'trian'; did you mean 'train'\? \(known: train, sample, evaluate, convert, nll,"),
+        ("trian", r"unknown command 'trian'; did you mean 'train'\? \(known: train, sample, evaluate, encode, convert,"),
         ("train --train.num-stepz 4", r"Unrecognized options: --train.num-stepz.*--train.num-steps INT"),
         ("train --train.num-steps many", r"--train.num-steps.*'many'.*INT"),
         ("train --model.dtype float16", r"'float16'.*--model.dtype.*'float32', 'bfloat16'"),
@@ -328,14 +328,14 @@ def test_digits_is_the_default():
     assert cli.load_experiment(EXPERIMENTS / "digits.py") == Config()
 
 
-LONG = ("digits_uvit", "mnist", "cifar10", "iddpm_imagenet64", "adm_imagenet256", "autoencoder_emoji", "latent_emoji")
-"""Of experiments whose like is among the others."""
+SHORT = ("digits", "mnist_hybrid")
+"""Of the experiments, an example of each kind: others take minutes to compile."""
 
 
 @pytest.mark.usefixtures("unoptimized")
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=pytest.mark.campaign if name in LONG else pytest.mark.slow)
+    [pytest.param(name, marks=pytest.mark.slow if name in SHORT else pytest.mark.campaign)
      for name in (*CONFIGS, "autoencoder_emoji", "latent_emoji")],
 )  # fmt: skip
 def test_experiments_run(name, tmp_path):

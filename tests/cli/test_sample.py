@@ -53,9 +53,9 @@ def stopped_after(monkeypatch, count):
     """Drawing ends with Ctrl-C after so many batches."""
     batches = pictures.batches
 
-    def some(*arguments):
+    def some(*arguments, **options):
         monkeypatch.setattr(pictures, "batches", batches)
-        for _, batch in zip(range(count), batches(*arguments), strict=False):
+        for _, batch in zip(range(count), batches(*arguments, **options), strict=False):
             yield batch
         raise KeyboardInterrupt
 

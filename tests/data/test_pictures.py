@@ -30,7 +30,7 @@ def with_classes(tmp_path_factory):
 def test_a_sample_is_what_others_read(with_classes, tmp_path, capsys, monkeypatch):
     """As .npz and as a folder: the same pictures, in order over batches, and the classes in turn."""
     drawn = [pictures.Drawn(IMAGES[:3], []), pictures.Drawn(IMAGES[3:4], [])]
-    monkeypatch.setattr(pictures, "batches", lambda *arguments: iter(drawn))
+    monkeypatch.setattr(pictures, "batches", lambda *arguments, **options: iter(drawn))
     options = [str(with_classes), "--num-steps", "2", "-n", "4", "--batch-size", "3"]
     cli.main(["sample", *options, "--out", f"{tmp_path}/a.npz"])
     with np.load(tmp_path / "a.npz", allow_pickle=False) as file:

@@ -163,7 +163,7 @@ def test_swiss_roll_runs(tmp_path, capsys, optax_promotes):
     assert f"minus the entropy {-entropy:10.3f}" in printed and "lost by this network" in printed
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_heartbeat_runs(tmp_path, capsys, optax_promotes):
     found = heartbeat.main(replace(heartbeat.smoke, out=tmp_path / "heartbeat.png"))
     assert (tmp_path / "heartbeat.png").stat().st_size > 10_000

@@ -24,7 +24,7 @@ def test_random_configurations(libraries):
     assert sum(line.difference is not None for line in results) >= 6
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_many_random_configurations(libraries):
     """Ten or so of every class, most of which run on both sides."""
     results = found(sweep.compare(libraries, 240, seed=4))
