@@ -141,7 +141,7 @@ def test_the_picture_shows_the_samples(run, tmp_path):
 @pytest.mark.parametrize(
     "command, message",
     [
-        ("trian", r"unknown command 'trian'; did you mean 'train'\? \(known: train, sample, evaluate, encode, convert,"),
+        ("trian", r"unknown command 'trian'; did you mean 'train'\? \(known: train, sample, evaluate, encode,"),
         ("train --train.num-stepz 4", r"Unrecognized options: --train.num-stepz.*--train.num-steps INT"),
         ("train --train.num-steps many", r"--train.num-steps.*'many'.*INT"),
         ("train --model.dtype float16", r"'float16'.*--model.dtype.*'float32', 'bfloat16'"),
