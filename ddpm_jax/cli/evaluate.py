@@ -13,6 +13,7 @@ from ddpm_jax.cli import drawn
 from ddpm_jax.cli.parsing import parse
 from ddpm_jax.data.finding import Finder
 from ddpm_jax.data.labels import NONE
+from ddpm_jax.data.latents import is_latents
 from ddpm_jax.data.source import ARRAY_ENDINGS
 from ddpm_jax.evaluate import features as feature_networks
 from ddpm_jax.evaluate import metrics, picture_sets, protocol, quality
@@ -174,6 +175,10 @@ def reference_of(
             if (value := getattr(told, item.name)) is not None:
                 raise ValueError(f"--data.{item.name.replace('_', '-')} {value} is for --against: a run knows its data")
         own = trained.run.data
+        if is_latents(Path(own.name)):
+            raise ValueError(
+                f"{arguments.source} was trained on latents, {own.name}: give its images as --against DATA"
+            )
         source = data.load(own.name, **{**own.arguments(), "labels": NONE}, say=say)
         words = f"{own.name} {own.split}"
         say(f"the reference is the run's own data: {words}, {len(source)} images")

@@ -18,8 +18,8 @@ def resolved(config: Config, image_shape: Shape) -> Config:
     return replace(config, model=model, condition=condition, adversary=adversary, optimizer=optimizer)
 
 
-def described(config: Config, image_shape: Shape, num_parameters: int) -> str:
-    """The network of a resolved configuration in one line, as the options that give it."""
+def described(config: Config, image_shape: Shape, num_parameters: int, *, latents: bool = False) -> str:
+    """The network of a resolved configuration in one line, as the options that give it; it is of images, or latents."""
     model, (height, width, channels) = config.model, image_shape
     options = {} if config.task == "diffusion" else {"task": config.task}
     if model.name != TASKS[config.task].networks[0]:
@@ -27,11 +27,13 @@ def described(config: Config, image_shape: Shape, num_parameters: int) -> str:
     options |= {f"model.{name}".replace("_", "-"): _words(getattr(model, name)) for name in model.said}
     options["optimizer.learning-rate"] = _words(config.optimizer.learning_rate)
     said = " ".join(f"--{name} {value}".rstrip() for name, value in options.items())
-    line = f"network of {num_parameters:,} parameters for images of {height} x {width} x {channels}: {said}"
+    of = "latents" if latents else "images"
+    line = f"network of {num_parameters:,} parameters for {of} of {height} x {width} x {channels}: {said}"
     part, rows, columns = model.attends_among(image_shape)
     if math.prod((rows, columns)) <= ATTENDED:
         return line
-    return f"{line}; slow, as {part} attends among {rows} x {columns}: --data.image-size changes that"
+    slow = f"{line}; slow, as {part} attends among {rows} x {columns}"
+    return slow if latents else f"{slow}: --data.image-size changes that"
 
 
 def _words(value: object) -> str:

@@ -85,6 +85,16 @@ def test_a_run_has_all_that_decodes_what_it_draws(run, encoded, tmp_path):
     assert load_run(run).networks == {"first stage": json.loads((encoded / "latents.json").read_text())["weights"]}
 
 
+def test_a_run_says_that_it_is_of_latents(run, encoded, tmp_path, capsys):
+    options = ["--data.name", str(encoded), *SHORT, "--workdir", str(tmp_path / "run")]
+    with jax.numpy_dtype_promotion("standard"):
+        cli.main(["train", *options])
+    assert "parameters for latents of 2 x 2 x 3: " in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["evaluate", str(run), "--features", "digits", "-n", "2"])
+    assert f"was trained on latents, {encoded}: give images as --against DATA" in capsys.readouterr().err
+
+
 def test_a_run_without_its_autoencoder_draws_nothing(run, tmp_path, capsys):
     """Nor does one with another: latents decoded by it are no pictures of this model."""
     moved = shutil.copytree(run, tmp_path / "moved")

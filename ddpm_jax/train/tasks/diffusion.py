@@ -158,7 +158,8 @@ class Diffusion:
     def described(self, num_parameters: int) -> str:
         """The network, as the options that give it."""
         assert self.settings is not None
-        return defaults.described(self.settings, self.image_shape, num_parameters)
+        latents = self.clean.stage is not None
+        return defaults.described(self.settings, self.image_shape, num_parameters, latents=latents)
 
 
 def make(config: Config, say: Say) -> Callable[[Config, Source, jax.Array], Diffusion]:
