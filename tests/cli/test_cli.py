@@ -328,7 +328,7 @@ def test_digits_is_the_default():
     assert cli.load_experiment(EXPERIMENTS / "digits.py") == Config()
 
 
-SHORT = ("digits", "mnist_hybrid")
+SHORT = ("digits",)
 """Of the experiments, an example of each kind: others take minutes to compile."""
 
 

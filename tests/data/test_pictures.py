@@ -108,7 +108,7 @@ def test_other_channels_are_planes_side_by_side(tmp_path, channels):
     assert (one[:, 50::51] == 255).all()
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.usefixtures("optax_promotes")
 def test_images_of_any_number_of_channels_are_trained_on_and_drawn(tmp_path, monkeypatch, capsys):
     """The planes side by side, which is said once, by `sample` too."""

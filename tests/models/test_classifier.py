@@ -48,7 +48,7 @@ def test_only_attention_fixes_the_image_size(pool, fixed):
     assert (shapes[0] != shapes[1]) is fixed
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_adaptive_pool_is_a_linear_map_of_the_mean(highest):
     """With the last norm's scale at zero, every pixel is silu(bias), and the logits follow from it alone."""
     model = replace(SMALL, pool="adaptive")
@@ -69,7 +69,7 @@ def test_dropout_of_an_example_depends_on_its_key_alone(highest):
     assert relative(together, apply(images(), T, dropout_keys=keys[::-1])) > 0.05
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_rematerialization_keeps_gradients(highest):
     params = parameters(SMALL)
 

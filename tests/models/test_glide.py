@@ -99,7 +99,7 @@ def test_the_whole_is_its_parts():
     assert relative(both(params, jax.random.key(5))[1], whole) > 1e-2
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_remat():
     """The gradient is the same, with 5 res blocks and the attention of the middle computed again."""
     given = {"y": jnp.ones((2, 32)), "context": jnp.ones((2, 5, 12))}

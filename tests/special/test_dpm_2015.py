@@ -151,7 +151,7 @@ def test_total_is_a_sum_of_means_with_its_standard_error(experiment, shape):
 # Lower bounds on what a network reaches in its 300 steps: after one step it is below -15 bits, and below -35.
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_swiss_roll_runs(tmp_path, capsys, optax_promotes):
     found = swiss_roll.main(replace(swiss_roll.smoke, out=tmp_path / "new" / "roll.png"))
     assert (tmp_path / "new" / "roll.png").stat().st_size > 10_000

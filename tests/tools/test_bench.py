@@ -308,7 +308,7 @@ def test_sampling_and_network_beside_pytorch(tiny, there, highest):
     assert len(differences) == 1 and differences[0] < 1e-4
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_a_part_of_training(tiny, there):
     """optax mixes dtypes, which tests otherwise forbid."""
     with jax.numpy_dtype_promotion("standard"):
@@ -341,7 +341,7 @@ config = Config(
 """
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_solvers_on_a_trained_run(tmp_path, monkeypatch):
     """More calls, less error; the teacher beside itself has none; what draws noise has a distance only."""
     (tmp_path / "small.py").write_text(SMALL)

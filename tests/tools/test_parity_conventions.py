@@ -104,7 +104,7 @@ def loaded_with(net, **changes):
         pytest.param(
             {"flip_sin_to_cos": True, "downsample_padding": 1},
             ["N3 flip_sin_to_cos=False", "N5 downsample_padding=0"],
-            marks=pytest.mark.slow,
+            marks=pytest.mark.campaign,
         ),
     ],
 )
@@ -117,7 +117,7 @@ def test_a_config_that_is_not_the_networks_own(changes, names, libraries):
     assert result.verdict == "same" if names is None else named(result) == names
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_gradients_of_a_network_with_another_config(libraries):
     net = networks.network(libraries, "ddpm")
     lines = list(networks.compare_denoiser(libraries, "ddpm", net, dict(net.config) | {"freq_shift": 0}))

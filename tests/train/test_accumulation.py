@@ -73,7 +73,7 @@ def convolutions(program):
     return sum("convolution(" in line or "$conv" in line for line in program.as_text().splitlines())
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_a_loop_where_loops_are_fast_and_none_on_a_cpu(gradient):
     """A scanned program has the convolutions of one part, an unrolled one those of all."""
     one = convolutions(compiled(gradient, 1, True))
