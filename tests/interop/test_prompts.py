@@ -1,5 +1,6 @@
 """Folders of Stable Diffusion: tokens, contexts, whole pipelines as recorded, prompts of the command line."""
 
+import importlib.util
 import json
 import shutil
 
@@ -16,7 +17,7 @@ from ddpm_jax.samplers import from_diffusers_config
 from ddpm_jax.uses import batches, image_to_image
 from tests.helpers import trace
 
-pytest.importorskip("tokenizers")
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("tokenizers") is None, reason="tokenizers is not installed")
 PROMPTS, NEGATIVE = ("a red cat on the blue photo", "the dog"), ("blurry", "bad thing")
 
 
