@@ -89,7 +89,7 @@ def test_a_run_says_that_it_is_of_latents(run, encoded, tmp_path, capsys):
     options = ["--data.name", str(encoded), *SHORT, "--workdir", str(tmp_path / "run")]
     with jax.numpy_dtype_promotion("standard"):
         cli.main(["train", *options])
-    assert "parameters for latents of 2 x 2 x 3: " in capsys.readouterr().err
+    assert "parameters for latents of 2 x 2 x 3: " in capsys.readouterr().out
     with pytest.raises(SystemExit):
         cli.main(["evaluate", str(run), "--features", "digits", "-n", "2"])
     assert f"was trained on latents, {encoded}: give images as --against DATA" in capsys.readouterr().err
