@@ -92,7 +92,7 @@ def test_a_run_says_that_it_is_of_latents(run, encoded, tmp_path, capsys):
     assert "parameters for latents of 2 x 2 x 3: " in capsys.readouterr().out
     with pytest.raises(SystemExit):
         cli.main(["evaluate", str(run), "--features", "digits", "-n", "2"])
-    assert f"was trained on latents, {encoded}: give images as --against DATA" in capsys.readouterr().err
+    assert f"was trained on latents, {encoded}: give its images as --against DATA" in capsys.readouterr().err
 
 
 def test_a_run_without_its_autoencoder_draws_nothing(run, tmp_path, capsys):
