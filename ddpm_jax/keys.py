@@ -6,6 +6,7 @@ often told "rbg", whose draws under jax.vmap depend on the whole batch.
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 IMPLEMENTATION = "threefry2x32"
 SETTINGS = {"jax_threefry_partitionable": True, "jax_random_seed_offset": 0}
@@ -50,6 +51,11 @@ def example_keys(key: jax.Array, first_index: int | jax.Array, count: int) -> ja
         )
     indices = jnp.asarray(first_index, jnp.uint32) + jnp.arange(count, dtype=jnp.uint32)
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, indices)
+
+
+def folded(keys: jax.Array, number: ArrayLike) -> jax.Array:
+    """fold_in(key, number) for each of keys [B]: keys of another draw of the same examples."""
+    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, number)
 
 
 def normals(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:

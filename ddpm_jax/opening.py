@@ -94,11 +94,8 @@ def of_run(
         raise ValueError(f"ema_decay and ema_sigma choose among the averages of a run's end, got checkpoint {step}")
     else:
         params = posthoc.of_checkpoint(workdir, step, built.params)
-    stage = (
-        None
-        if (weights := info.networks.get(checkpoint.FIRST_STAGE)) is None
-        else first_stage_weights.read(workdir, weights)
-    )
+    weights = info.networks.get(checkpoint.FIRST_STAGE)
+    stage = None if weights is None else first_stage_weights.read(workdir, weights)
     trained = as_trained(built, jax.device_get(params), step, info.classes, stage)
     try:
         trained.check_finite()

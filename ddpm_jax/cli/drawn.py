@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import tyro
 
 from ddpm_jax import opening, pictures
-from ddpm_jax.cli.guided import GuidanceArguments, chosen_guidance
+from ddpm_jax.cli.guided import GuidanceArguments, check_negative_prompt, chosen_guidance
 from ddpm_jax.cli.made_with import of_network
 from ddpm_jax.runs import posthoc
 from ddpm_jax.samplers.configs.common import Preset
@@ -83,16 +83,9 @@ def preset_and_labels(arguments: DrawArguments, trained: Trained) -> tuple[Prese
     at_random = arguments.seed if arguments.random_labels else None
     guided = chosen_guidance(arguments, print)
     texts = chosen_prompts(arguments)
-    if arguments.negative_prompt is not None and guided is None:
-        raise ValueError(f"--negative-prompt is for --guidance-scale, got {arguments.negative_prompt!r} without it")
-    if arguments.negative_prompt is not None and guided is not None and guided.beside is not None:
-        raise ValueError(
-            f"--negative-prompt {arguments.negative_prompt!r} is not for --guidance-with, which leads away"
-        )
+    check_negative_prompt(arguments.negative_prompt, guided, trained)
     if texts or trained.text is not None:
         return preset, pictures.prompts(trained, texts, arguments.negative_prompt or "", guided, print)
-    if arguments.negative_prompt is not None:
-        raise ValueError(f"--negative-prompt {arguments.negative_prompt!r} is for networks with a text encoder")
     return preset, pictures.labels(trained, chosen_labels(arguments), guided, at_random)
 
 

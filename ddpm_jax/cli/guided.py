@@ -5,6 +5,7 @@ import dataclasses
 from ddpm_jax import opening
 from ddpm_jax.guided import Guidance, MethodName
 from ddpm_jax.host.storage import Say
+from ddpm_jax.trained import Trained
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,22 @@ class GuidanceArguments:
     guidance_with: str | None = None
     """Autoguidance: another network that was trained less or is smaller, in the place of being told none: a run, a
     folder, or RUN/checkpoints/STEP."""
+
+
+def check_negative_prompt(negative: str | None, guidance: Guidance | None, trained: Trained) -> None:
+    """Whether a text to lead away from has its effect.
+
+    Raises:
+      ValueError: it has none.
+    """
+    if negative is None:
+        return
+    if guidance is None:
+        raise ValueError(f"--negative-prompt is for --guidance-scale, got {negative!r} without it")
+    if guidance.beside is not None:
+        raise ValueError(f"--negative-prompt {negative!r} is not for --guidance-with, which leads away")
+    if trained.text is None:
+        raise ValueError(f"--negative-prompt {negative!r} is for networks with a text encoder")
 
 
 def chosen_guidance(arguments: GuidanceArguments, say: Say) -> Guidance | None:

@@ -10,7 +10,7 @@ import tyro
 from tqdm import tqdm
 
 from ddpm_jax import opening
-from ddpm_jax.cli.guided import GuidanceArguments, chosen_guidance
+from ddpm_jax.cli.guided import GuidanceArguments, check_negative_prompt, chosen_guidance
 from ddpm_jax.cli.made_with import made_with
 from ddpm_jax.data import given
 from ddpm_jax.guided import Guidance
@@ -144,17 +144,13 @@ def _text(arguments: Options, trained: Trained, guidance: Guidance | None) -> Pr
     """What all pictures show.
 
     Raises:
-      ValueError: as pictures.prompts; a text that is to be led away from, without guidance.
+      ValueError: as pictures.prompts and check_negative_prompt.
     """
-    negative = arguments.negative_prompt
-    if negative is not None and (guidance is None or trained.text is None):
-        raise ValueError(f"--negative-prompt {negative!r} is for --guidance-scale with a network with a text encoder")
-    if negative is not None and guidance is not None and guidance.beside is not None:
-        raise ValueError(f"--negative-prompt {negative!r} is not for --guidance-with, which leads away")
+    check_negative_prompt(arguments.negative_prompt, guidance, trained)
     if arguments.prompt is None and trained.text is None:
         return None
     texts = () if arguments.prompt is None else (arguments.prompt,)
-    return prompts(trained, texts, negative or "", guidance, print)
+    return prompts(trained, texts, arguments.negative_prompt or "", guidance, print)
 
 
 def read(arguments: PictureOptions, trained: Trained) -> np.ndarray:

@@ -1,29 +1,32 @@
 """Checkpoints on the Hugging Face Hub, by name: "google/ddpm-cifar10-32" or "google/ddpm-cifar10-32@revision"."""
 
 import importlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from ddpm_jax.interop import flax_weights
-from ddpm_jax.interop.diffusers import texts
+from ddpm_jax.interop.diffusers import texts, weights
 from ddpm_jax.samplers.configs.reading import read_json
 
 # The parts of a pipeline that are read, the old ones at the top; and in this order, until there are weights: those that
 # can run no code, PyTorch's, other variants, Flax's.
 PARTS = ("", "unet/", "transformer/", "vae/", "vqvae/", "movq/")
-STEM = "diffusion_pytorch_model"
-OF_TEXTS = (
-    ("model.safetensors", "model-*-of-*.safetensors"),
-    ("pytorch_model.bin", "pytorch_model-*-of-*.bin"),
-    ("model.*.safetensors",),
-    ("flax_model.msgpack",),
-)
-WEIGHTS = (
-    (f"{STEM}.safetensors", f"{STEM}-*-of-*.safetensors"),
-    (f"{STEM}.bin", f"{STEM}-*-of-*.bin"),
-    (f"{STEM}.*.safetensors",),
-    (flax_weights.NAME,),
-)
+STEM = weights.DIFFUSERS["bin"]
+
+
+def _forms(stems: Mapping[str, str], flax: str) -> tuple[tuple[str, ...], ...]:
+    """The names of the files of weights, form by form."""
+    safe, torch = stems["safetensors"], stems["bin"]
+    return (
+        (f"{safe}.safetensors", f"{safe}-*-of-*.safetensors"),
+        (f"{torch}.bin", f"{torch}-*-of-*.bin"),
+        (f"{safe}.*.safetensors",),
+        (flax,),
+    )
+
+
+WEIGHTS = _forms(weights.DIFFUSERS, flax_weights.NAME)
+OF_TEXTS = _forms(weights.TRANSFORMERS, texts.FLAX)
 
 
 def fetch(name: str) -> Path:
@@ -44,19 +47,23 @@ def fetch(name: str) -> Path:
         hub = importlib.import_module("huggingface_hub")
     except ModuleNotFoundError as error:
         raise ImportError("names on the hub need huggingface_hub: pip install 'ddpm-jax[hub]'") from error
-    wanted, folder = ["*.json"], Path()
-    for patterns in WEIGHTS:
-        wanted += [part + pattern for part in PARTS for pattern in patterns]
+
+    def download(wanted: list[str]) -> Path:
         try:
-            folder = Path(hub.snapshot_download(repository, revision=revision or None, allow_patterns=wanted))
+            return Path(hub.snapshot_download(repository, revision=revision or None, allow_patterns=wanted))
         except OSError as error:
             said = str(error).strip() or type(error).__name__
             raise FileNotFoundError(f"hf:{name}: {said.splitlines()[0]}") from error
+
+    wanted = ["*.json"]
+    for patterns in WEIGHTS:
+        wanted += [part + pattern for part in PARTS for pattern in patterns]
+        folder = download(wanted)
         models = [folder / part for part in PARTS if (folder / part / "config.json").is_file()]
         # Beside the parts of a pipeline, a config.json at the top is no model's.
         models = [model for model in models if model != folder] or models
         if models and all(map(_has_weights, models)):
-            _fetch_texts(hub, repository, revision or None, wanted, folder)
+            _fetch_texts(download, wanted, folder)
             return folder
     raise FileNotFoundError(
         f"hf:{name} is no model of diffusers: it has no config.json with {STEM}.safetensors or .bin, "
@@ -64,14 +71,14 @@ def fetch(name: str) -> Path:
     )
 
 
-def _fetch_texts(hub: Any, repository: str, revision: str | None, wanted: list[str], folder: Path) -> None:
+def _fetch_texts(download: Callable[[list[str]], Path], wanted: list[str], folder: Path) -> None:
     """The text encoder and the tokenizer of a pipeline, where it has one that is read."""
     index = folder / "model_index.json"
     if not index.is_file() or (read_json(index).get("text_encoder") or [None, None])[1] not in texts.CLASSES:
         return
     for patterns in OF_TEXTS:
         wanted = [*wanted, "tokenizer/*", *(f"text_encoder/{pattern}" for pattern in patterns)]
-        hub.snapshot_download(repository, revision=revision, allow_patterns=wanted)
+        download(wanted)
         if any(path.suffix in (".safetensors", ".bin", ".msgpack") for path in (folder / "text_encoder").glob("*")):
             return
 

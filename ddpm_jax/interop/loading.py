@@ -53,8 +53,7 @@ def load(path: str | Path, config: Mapping[str, Any] | None = None) -> Trained:
         settings that are missing, not known here, or contradict the weights. Names the file.
       ImportError: torch or huggingface_hub is needed and not installed.
     """
-    place = hub.fetch(str(path).removeprefix("hf:")) if str(path).startswith("hf:") else Path(path)
-    given = _given(path, config)
+    place, given = _place(path), _given(path, config)
     if not place.exists():
         raise FileNotFoundError(f"no file or folder {place}")
     try:
@@ -105,7 +104,7 @@ def load_first_stage(path: str | Path) -> FirstStage:
     Raises:
       FileNotFoundError, ValueError, ImportError: as `load`; or a folder without one.
     """
-    place = hub.fetch(str(path).removeprefix("hf:")) if str(path).startswith("hf:") else Path(path)
+    place = _place(path)
     if not place.is_dir():
         raise FileNotFoundError(f"no folder {place} with an autoencoder, and no run of one")
     try:
@@ -115,6 +114,11 @@ def load_first_stage(path: str | Path) -> FirstStage:
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return found
+
+
+def _place(path: str | Path) -> Path:
+    """A path, or the folder that a name on the hub is fetched to."""
+    return hub.fetch(str(path).removeprefix("hf:")) if str(path).startswith("hf:") else Path(path)
 
 
 def _given(path: str | Path, config: Mapping[str, Any] | None) -> Mapping[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ddpm_jax.host.storage import naming
+from ddpm_jax.samplers.configs.reading import read_json
 from ddpm_jax.trained import Tokens
 
 FILES = ("tokenizer.json", "vocab.json", "merges.txt")
@@ -79,7 +80,7 @@ class ClipTokenizer:
             if (self.folder / name).is_file():
                 shutil.copyfile(self.folder / name, folder / name)
         if not all((folder / name).is_file() for name in FILES[1:]):
-            model = _json(folder / FILES[0]).get("model", {})
+            model = read_json(folder / FILES[0]).get("model", {})
             if not {"vocab", "merges"} <= set(model):
                 raise ValueError(f"{self.folder / FILES[0]} is no byte-pair encoding")
             pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
@@ -95,7 +96,7 @@ class ClipTokenizer:
         return {name: value for name, value in found.items() if value is not None}
 
     def _read(self, name: str) -> dict[str, Any]:
-        return _json(self.folder / name) if (self.folder / name).is_file() else {}
+        return read_json(self.folder / name) if (self.folder / name).is_file() else {}
 
     @property
     def _length(self) -> int:
@@ -133,7 +134,7 @@ class ClipTokenizer:
                 core.no_padding()
                 return core
             special = [self._token(role, default) for role, default in ROLES.items()]
-            core = _byte_pairs(_json(self.folder / FILES[1]), _merges(self.folder / FILES[2]), special)
+            core = _byte_pairs(read_json(self.folder / FILES[1]), _merges(self.folder / FILES[2]), special)
             for number, token in self._added.items():
                 core.add_tokens([token])
                 if core.token_to_id(token) != number:
@@ -172,14 +173,3 @@ def _merges(path: Path) -> list[tuple[str, str]]:
     if any(len(pair) != 2 for pair in pairs):
         raise ValueError(f"{path} has a line that is not two symbols")
     return [(first, second) for first, second in pairs]
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        with naming(path):
-            found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} must hold a mapping, got {type(found).__name__}")
-    return found

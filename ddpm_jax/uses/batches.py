@@ -51,7 +51,7 @@ class Told:
         if self.stage is None:
             return x
         of_each = keys.example_keys(self.key, self.first_index, len(x))
-        return self.stage.encode_each(x, jax.vmap(lambda key: jax.random.fold_in(key, POSTERIOR))(of_each))
+        return self.stage.encode_each(x, keys.folded(of_each, POSTERIOR))
 
     def decoded(self, x_0: jax.Array) -> jax.Array:
         """Pictures in [-1, 1] of x_0."""

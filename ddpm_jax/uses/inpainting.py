@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ddpm_jax import conditions, samplers
-from ddpm_jax.keys import example_keys
+from ddpm_jax.keys import example_keys, folded
 from ddpm_jax.names import choose
 from ddpm_jax.samplers import Denoise, Denoised, Row, Table, from_diffusers_config
 from ddpm_jax.samplers.catalogue import GRIDS
@@ -75,7 +75,7 @@ def replaced(
       key: of all samples.
       first_index: the index of the first one among all.
     """
-    keys = jax.vmap(lambda key: jax.random.fold_in(key, KNOWN))(example_keys(key, first_index, len(original)))
+    keys = folded(example_keys(key, first_index, len(original)), KNOWN)
 
     def wrapped(x: jax.Array, row: Row) -> Denoised:
         # A level is told from others by what the network is told.

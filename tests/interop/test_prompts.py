@@ -233,6 +233,12 @@ def test_img2img_in_latents(folder, trained, tmp_path, capsys):
     expected = trained.first_stage.decode(image_to_image.image_to_image(denoise, table, key, x_0))
     off = images.to_uint8(np.asarray(expected)).astype(int) - images_of(tmp_path / "a.npz")
     assert abs(off).max() <= 1
+    cli.main(["img2img", str(folder), str(tmp_path / "a.png"), *options, "--negative-prompt", "blurry",
+              "--out", str(tmp_path / "b.npz")])  # fmt: skip
+    assert (images_of(tmp_path / "a.npz") != images_of(tmp_path / "b.npz")).any()
+    with pytest.raises(SystemExit):
+        cli.main(["img2img", str(folder), str(tmp_path / "a.png"), "--prompt", "a", "--negative-prompt", "b"])
+    assert "--negative-prompt is for --guidance-scale, got 'b' without it" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         cli.main(["img2img", str(folder), str(tmp_path / "a.png"), "--strength", "0.5"])
     assert "the network draws what a text says: give --prompt" in capsys.readouterr().err

@@ -176,3 +176,31 @@ def test_shapes_are_those_of_what_is_encoded_at_every_step(monkeypatch):
     colours = from_arrays("colours", {"image": np.zeros((2, 4, 4, 3), np.uint8)})
     with pytest.raises(ValueError, match=r"data.encode_with runs/first: the autoencoder encodes images of 1 channels"):
         clean.shape_of(config, colours, print)
+
+
+def test_encode_and_train_by_the_command_line(tmp_path, monkeypatch, capsys):
+    """What DATA and its options say is encoded; training that encodes at every step draws what is decoded."""
+    monkeypatch.setattr(opening, "first_stage_of", lambda place, say: (stage_of(1), None))
+    monkeypatch.chdir(tmp_path)
+    np.savez("mine.npz", images=PIXELS, others=PIXELS[::-1], labels=np.arange(16) % 2)
+    cli.main(["encode", "first", "mine.npz", "--data.key", "others", "--batch-size", "5"])
+    said = json.loads((tmp_path / "first_latents" / "latents.json").read_text())
+    assert said["scale"] == 0.7 and "--data.name first_latents --sample.clip None" in capsys.readouterr().out
+    x = jnp.asarray(PIXELS[::-1] / 127.5 - 1, jnp.float32)
+    found = load("first_latents").arrays
+    np.testing.assert_allclose(found["latent"], stage_of(1).posterior(x).mean, atol=1e-5)
+    cli.main(["encode", "first", "mine.npz", "--data.key", "images", "--scaling", "channels", "--out", "z"])
+    assert len(json.loads((tmp_path / "z" / "latents.json").read_text())["scale"]) == 3
+    for options, message in (
+        ("first", "first does not say which images it was trained on: give DATA"),
+        ("first mine.npz --data.key images --out z", "z is there already: choose another --out, or delete it"),
+        ("first mine.npz --data.key images --batch-size 0 --out y", "--batch-size must be at least 1, got 0"),
+    ):
+        with pytest.raises(SystemExit):
+            cli.main(["encode", *options.split()])
+        assert message in capsys.readouterr().err
+    options = ["--data.name", "mine.npz", "--data.key", "images", "--data.encode-with", "first", *SHORT]
+    cli.main(["train", *options, "--workdir", "run"])
+    trained = opening.open("run", print)
+    assert trained.image_shape == (2, 2, 3) and trained.picture_shape == (4, 4, 1)
+    assert load_run(Path("run")).networks == {"first stage": stage_of(1).weights}

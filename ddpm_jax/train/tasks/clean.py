@@ -13,6 +13,7 @@ from ddpm_jax.data import Source
 from ddpm_jax.data.latents import read_description
 from ddpm_jax.data.records import IMAGE, LATENT, LOG_VARIANCE
 from ddpm_jax.host.storage import Say
+from ddpm_jax.keys import folded
 from ddpm_jax.models.autoencoder import DiagonalGaussian
 from ddpm_jax.runs import first_stage_weights
 from ddpm_jax.trained import FirstStage, drawn
@@ -65,7 +66,7 @@ class Latents:
     def x_0(self, batch: Mapping[str, jax.Array], keys: jax.Array) -> jax.Array:
         z = batch[LATENT]
         if LOG_VARIANCE in self.reads:
-            z = drawn(DiagonalGaussian(z, batch[LOG_VARIANCE]), _of_posterior(keys))
+            z = drawn(DiagonalGaussian(z, batch[LOG_VARIANCE]), folded(keys, POSTERIOR))
         return self.stage.scaled(z)
 
 
@@ -77,11 +78,7 @@ class Encoded:
     reads: tuple[str, ...] = (IMAGE,)
 
     def x_0(self, batch: Mapping[str, jax.Array], keys: jax.Array) -> jax.Array:
-        return self.stage.encode_each(images.to_float(batch[IMAGE]), _of_posterior(keys))
-
-
-def _of_posterior(keys: jax.Array) -> jax.Array:
-    return jax.vmap(lambda key: jax.random.fold_in(key, POSTERIOR))(keys)
+        return self.stage.encode_each(images.to_float(batch[IMAGE]), folded(keys, POSTERIOR))
 
 
 def of_source(config: Config, source: Source, say: Say) -> Clean:
@@ -128,8 +125,11 @@ def shape_of(config: Config, source: Source, say: Say) -> Shape:
     Raises:
       FileNotFoundError, ValueError: as of_source.
     """
-    if config.data.encode_with is None:
+    return source.image_shape if config.data.encode_with is None else shape_in(of_source(config, source, say), source)
+
+
+def shape_in(x_0: Clean, source: Source) -> Shape:
+    """(H, W, C) of x_0: as the source has it, or as it is encoded to."""
+    if x_0.stage is None or source.autoencoder is not None:
         return source.image_shape
-    stage = of_source(config, source, say).stage
-    assert stage is not None
-    return jax.eval_shape(stage.encode, jnp.zeros((1, *source.image_shape))).shape[1:]
+    return jax.eval_shape(x_0.stage.encode, jnp.zeros((1, *source.image_shape))).shape[1:]

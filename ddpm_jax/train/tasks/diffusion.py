@@ -24,6 +24,7 @@ from ddpm_jax.config import defaults
 from ddpm_jax.config.run import Config
 from ddpm_jax.data import Source
 from ddpm_jax.host.storage import Say
+from ddpm_jax.keys import folded
 from ddpm_jax.models import bind
 from ddpm_jax.reading import MakeDenoise
 from ddpm_jax.runs import checkpoint, first_stage_weights
@@ -100,8 +101,7 @@ class Diffusion:
     def _told(self, batch: Mapping[str, jax.Array], keys: jax.Array) -> dict[str, Any]:
         if self.condition is None:
             return {}
-        keys = jax.vmap(lambda key: jax.random.fold_in(key, CONDITION))(keys)
-        return conditions.conditioning(self.condition, batch, keys, self.drop)
+        return conditions.conditioning(self.condition, batch, folded(keys, CONDITION), self.drop)
 
     def start(self, params: Params) -> Start:
         """The optimizer's and the timestep sampler's first states."""
@@ -194,7 +194,7 @@ def make(config: Config, say: Say) -> Callable[[Config, Source, jax.Array], Diff
     def of_data(config: Config, source: Source, key: jax.Array) -> Diffusion:
         condition = build.make_condition(config.condition, source.classes)
         x_0 = clean.of_source(config, source, say)
-        shape = clean.shape_of(config, source, say)
+        shape = clean.shape_in(x_0, source)
         model = build.make_model(config, shape, source.classes)
         optimizer, n = make_optimizer(config.optimizer), config.sample.num_images
         shown = (

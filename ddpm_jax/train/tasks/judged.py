@@ -16,7 +16,7 @@ from ddpm_jax.data import Source
 from ddpm_jax.models import quantizers
 from ddpm_jax.models.autoencoder import DiagonalGaussian
 from ddpm_jax.runs import first_stage_file
-from ddpm_jax.trained import checksum
+from ddpm_jax.trained import checksum, drawn
 
 LEAST_KL, MOST_KL = 1e-3, 100.0
 """In nats for each number of the latents: less, and they say nothing of the image; more, and they are not bounded."""
@@ -138,8 +138,8 @@ def look(model: nn.Module, params: Any, x: jax.Array, key: jax.Array) -> Look:
     found = model.apply({"params": params}, x, method="encode")
     decode = lambda z: model.apply({"params": params}, z, method="decode")
     if isinstance(found, DiagonalGaussian):
-        eps = keys.normals(keys.example_keys(key, 0, len(x)), found.mean.shape[1:])
-        return Look(x, decode(found.mode()), found.sample(eps), found.kl(), ())  # type: ignore[reportArgumentType]
+        z = drawn(found, keys.example_keys(key, 0, len(x)))
+        return Look(x, decode(found.mode()), z, found.kl(), ())  # type: ignore[reportArgumentType]
     codes = model.apply({"params": params}, found, method="quantize").indices  # type: ignore[reportAttributeAccessIssue]
     return Look(x, decode(found), found, (), codes)  # type: ignore[reportArgumentType]
 
