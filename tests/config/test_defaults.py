@@ -19,7 +19,14 @@ from ddpm_jax.train import loop
 EXPERIMENTS = Path(__file__).parent.parent.parent / "experiments"
 DIGITS = ModelConfig(channels=16, channel_multipliers=(1, 2), attention_resolutions=(4,), num_groups=8)
 """What every configuration had before networks followed from the images."""
-SIZES = {"digits": 8, "mnist": 28, "cifar10": 32, "downsampled_imagenet/64x64": 64, "imagenet2012": 256}
+SHAPES = {
+    "digits": (8, 8, 1),
+    "mnist": (28, 28, 1),
+    "cifar10": (32, 32, 3),
+    "downsampled_imagenet/64x64": (64, 64, 3),
+    "imagenet2012": (256, 256, 3),
+    "runs/autoencoder_emoji/latents": (16, 16, 4),
+}
 
 
 def model(*settings):
@@ -81,12 +88,11 @@ def test_experiments_train_what_they_did(path):
     if not isinstance(found["config"].model, ModelConfig):
         pytest.skip("its network is newer than these defaults")
     for config in (found["config"], found.get("smoke", found["config"])):
-        size = SIZES[config.data.name]
         old = {name: getattr(DIGITS, name) if value is None else value for name, value in vars(config.model).items()}
         rate = 6e-3 if config.optimizer.learning_rate is None else config.optimizer.learning_rate
         others = {"optimizer": replace(config.optimizer, learning_rate=rate), "condition": config.condition.resolved()}
         expected = replace(config, model=ModelConfig(**old), **others)
-        assert differences(expected, resolved(config, (size, size, 1 if size < 32 else 3))) == []
+        assert differences(expected, resolved(config, SHAPES[config.data.name])) == []
 
 
 def entered(workdir, config) -> list[str]:
