@@ -46,12 +46,12 @@ class Told:
     def __call__(self, **conditioning: jax.Array) -> Denoise | Remembering:
         return self.denoise(**conditioning)
 
-    def encoded(self, x: jax.Array) -> jax.Array:
-        """x_0 of pictures in [-1, 1]: these themselves, or latents, each drawn from its posterior by its own key."""
+    def encoded(self, x: jax.Array, row: np.uint32 = POSTERIOR) -> jax.Array:
+        """x_0 of pictures in [-1, 1]: these, or latents of them, each drawn from its posterior by its key of a row."""
         if self.stage is None:
             return x
         of_each = keys.example_keys(self.key, self.first_index, len(x))
-        return self.stage.encode_each(x, keys.folded(of_each, POSTERIOR))
+        return self.stage.encode_each(x, keys.folded(of_each, row))
 
     def decoded(self, x_0: jax.Array) -> jax.Array:
         """Pictures in [-1, 1] of x_0."""

@@ -1,12 +1,15 @@
 """p(x_0 | known pixels): by a network that learned it, or more or less by one that knows nothing of masks.
 
 A mask `known` is 1 where a pixel is known and 0 where it is painted anew; the command's --mask is white where it is
-painted anew. Known pixels are in the result as they were given.
+painted anew. Known pixels are in the result as they were given; of a network of latents known latents are, and the
+pixels are what the autoencoder makes of them.
 
   replacement    before each call, known pixels of x are drawn from q(x_t | x_0). Any sampler. What is painted fits the
                  known pixels as they were at each level, and is not the conditional law: nothing tells the others.
+  blended        so, but from the second call on, and always with the noise that the sampler begins with.
   repaint        goes back and forth in time, so that known and new pixels agree: nearer to the law the more often.
-  network        a network that is told the known pixels, as a run with --condition mask. Any sampler.
+  network        a network that is told the known pixels, as a run with --condition mask, or latents of them, as Stable
+                 Diffusion's for in-painting. Any sampler.
 """
 
 import jax
@@ -15,13 +18,16 @@ import numpy as np
 
 from ddpm_jax import conditions, samplers
 from ddpm_jax.keys import example_keys, folded
+from ddpm_jax.models import UNet
 from ddpm_jax.names import choose
 from ddpm_jax.samplers import Denoise, Denoised, Row, Table, from_diffusers_config
 from ddpm_jax.samplers.catalogue import GRIDS
 from ddpm_jax.samplers.configs.common import Preset
 from ddpm_jax.trained import Trained
+from ddpm_jax.uses.image_to_image import start_noise
 
 KNOWN = np.uint32(2**32 - 2)  # the "row" whose key the noise of known pixels comes from; see samplers.run
+MASKED = np.uint32(2**32 - 4)  # and that of the draw from the posterior of a picture without its unknown pixels
 JUMP_LENGTH, JUMP_N_SAMPLE = 10, 10  # of the paper
 OWN_GRID = "sections"
 
@@ -93,6 +99,7 @@ def replacement(
     original: jax.Array,
     known: jax.Array,
     *,
+    x_t: jax.Array | None = None,
     first_index: int | jax.Array = 0,
 ) -> jax.Array:
     """x_0 [B, ...], the known pixels of it original's: the table run with `replaced`.
@@ -101,12 +108,53 @@ def replacement(
       denoise: the network's.
       table: of any sampler.
       key: of all samples.
-      original: [B, ...] images in [-1, 1].
+      original: [B, ...] images in [-1, 1], or latents.
       known: like original, 1 or 0.
+      x_t: [B, ...] at the level of the first row, to begin with; by default noise.
       first_index: the index of the first one among all.
     """
     wrapped = replaced(denoise, original, known, key, first_index=first_index)
-    return painted(wrapped, table, key, original, known, first_index=first_index)
+    return painted(wrapped, table, key, original, known, x_t=x_t, first_index=first_index)
+
+
+def blend(denoise: Denoise, table: Table, original: jax.Array, known: jax.Array, z: jax.Array) -> Denoise:
+    """denoise at x with the known pixels of alpha original + sigma z at each level below the first.
+
+    Source: Avrahami et al. 2022 (arXiv:2206.02779), with one z for all levels, as in diffusers' pipelines.
+
+    Args:
+      denoise: what to wrap.
+      table: that it is called along.
+      original: [B, ...] x_0, of which known pixels count.
+      known: like original, 1 where a pixel is known and 0 elsewhere.
+      z: [B, ...] standard normal: the noise at the first level.
+    """
+    first = jax.tree.map(lambda part: part[0], table.rows)
+
+    def wrapped(x: jax.Array, row: Row) -> Denoised:
+        begins = (row.alpha == first.alpha) & (row.sigma == first.sigma)
+        blended = known * (row.alpha * original + row.sigma * z) + (1 - known) * x
+        return denoise(jnp.where(begins, x, blended), row)
+
+    return wrapped
+
+
+def blended(
+    denoise: Denoise,
+    table: Table,
+    key: jax.Array,
+    original: jax.Array,
+    known: jax.Array,
+    *,
+    x_t: jax.Array | None = None,
+    first_index: int | jax.Array = 0,
+) -> jax.Array:
+    """x_0 [B, ...], the known pixels of it original's: the table run with `blend`, z what the sampler begins with.
+
+    Arguments are those of `replacement`.
+    """
+    wrapped = blend(denoise, table, original, known, start_noise(key, original.shape, first_index))
+    return painted(wrapped, table, key, original, known, x_t=x_t, first_index=first_index)
 
 
 def repaint(
@@ -127,30 +175,65 @@ def repaint(
 
 
 def is_told(trained: Trained) -> bool:
-    """Whether a run's network is told the known pixels."""
-    return any(isinstance(part, conditions.Mask) for part in conditions.parts(trained.condition))
+    """Whether the network is told the known pixels, or latents of them."""
+    if any(isinstance(part, conditions.Mask) for part in conditions.parts(trained.condition)):
+        return True
+    return trained.run is None and trained.first_stage is not None and _beside(trained) == trained.image_shape[-1] + 1
+
+
+def _beside(trained: Trained) -> int:
+    """How many channels it sees beside what it denoises."""
+    model = trained.model
+    return trained.params["conv_in"]["kernel"].shape[2] - trained.image_shape[-1] if isinstance(model, UNet) else 0
 
 
 def check_network(trained: Trained) -> None:
-    """Raises ValueError: a network that is not told the known pixels, or more than these and a label."""
+    """Raises ValueError: a network that is not told the known pixels, or more than these and a label or a text."""
     if not is_told(trained):
-        raise ValueError("--method network is for runs that were trained with --condition mask, and this one was not")
+        raise ValueError(
+            "--method network is for networks that are told the known pixels, such as runs with --condition mask, and "
+            "this one is not"
+        )
     channels = trained.image_shape[-1]
-    if (seen := trained.params["conv_in"]["kernel"].shape[2]) != 2 * channels + 1:
+    if (seen := _beside(trained)) != channels + 1:
         raise ValueError(
             f"inpaint gives {channels + 1} channels beside the image, known pixels and mask, and the network needs "
-            f"{seen - channels}"
+            f"{seen}"
         )
+    if len(others := trained.conditions.others) > 1:
+        needs = " and ".join(others)
+        raise ValueError(f"inpaint gives known pixels, a label and a text, and the network needs {needs}")
 
 
 def known_to_network(original: jax.Array, known: jax.Array) -> dict[str, jax.Array]:
-    """What such a network is told: concat [B, H, W, C + 1].
+    """What a run with --condition mask is told: concat [B, H, W, C + 1].
 
     Args:
       original: [B, H, W, C] images in [-1, 1].
       known: like original, 1 or 0, the same in all channels.
     """
     return conditions.known(original, known[..., 0] == 1)
+
+
+def known_latents_to_network(z: jax.Array, known: jax.Array) -> dict[str, jax.Array]:
+    """What Stable Diffusion's network for in-painting is told: concat [B, h, w, 1 + C], 1 where it paints, then z.
+
+    Source: Rombach et al. 2022 (arXiv:2112.10752), section 4.5; the order of diffusers' pipeline.
+
+    Args:
+      z: [B, h, w, C] latents of pictures whose unknown pixels are 0.
+      known: like z, 1 or 0, the same in all channels.
+    """
+    return {"concat": jnp.concatenate([1 - known[..., :1], z], axis=-1)}
+
+
+def of_latents(known: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """A mask [B, h, w, C] of latents of this shape: that of the pixel [B, H, W, ...] in each one's upper left corner.
+
+    Source: as diffusers' pipelines do it, whose masks are resized to the nearest pixel.
+    """
+    rows, columns = (known.shape[axis] // shape[axis] for axis in (1, 2))
+    return jnp.broadcast_to(known[:, ::rows, ::columns, :1], shape)
 
 
 def painted(
@@ -160,6 +243,7 @@ def painted(
     original: jax.Array,
     known: jax.Array,
     *,
+    x_t: jax.Array | None = None,
     first_index: int | jax.Array = 0,
 ) -> jax.Array:
     """x_0 [B, ...], the known pixels of it original's, the others as denoise says: of a network that is told
@@ -169,7 +253,8 @@ def painted(
 
     Source: Nichol et al. 2021 (arXiv:2112.10741), section 4.3.
     """
-    return kept(samplers.sample(denoise, table, key, original.shape, first_index=first_index), original, known)
+    drawn = samplers.sample(denoise, table, key, original.shape, x_t=x_t, first_index=first_index)
+    return kept(drawn, original, known)
 
 
 def kept(x_0: jax.Array, original: jax.Array, known: jax.Array) -> jax.Array:
@@ -177,4 +262,4 @@ def kept(x_0: jax.Array, original: jax.Array, known: jax.Array) -> jax.Array:
     return jnp.where(known == 1, original, x_0)
 
 
-METHODS = {"replacement": replacement, "repaint": repaint, "network": painted}
+METHODS = {"replacement": replacement, "blended": blended, "repaint": repaint, "network": painted}
