@@ -12,6 +12,7 @@ import tyro
 from ddpm_jax import interop, opening
 from ddpm_jax.cli.parsing import parse
 from ddpm_jax.runs import posthoc
+from ddpm_jax.uses import inpainting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,5 +42,8 @@ def convert(argv: list[str]) -> None:
     print(f"written for diffusers: {arguments.destination}")
     if trained.no_text:
         print(f"without a text encoder, so that its pipeline takes prompts as embeddings: {trained.no_text}")
-    prompt = "" if trained.text is None else ' --prompt "..."'
-    print(f"pictures: ddpm-jax sample {shlex.quote(str(arguments.destination))}{prompt}")
+    prompt, folder = "" if trained.text is None else ' --prompt "..."', shlex.quote(str(arguments.destination))
+    if inpainting.is_told(trained):
+        print(f"pictures: ddpm-jax inpaint {folder} PICTURES --mask MASK{prompt}")
+    else:
+        print(f"pictures: ddpm-jax sample {folder}{prompt}")

@@ -8,6 +8,8 @@ which holds every such number exactly; other arrays stay as they are.
 
 import argparse
 import importlib
+import json
+import mmap
 import pickle
 import re
 import struct
@@ -114,22 +116,38 @@ def is_state_dict(value: Any) -> bool:
 
 
 def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    """Its arrays; those of float32 lie in the file, mapped, and are read when they are needed: see let_go."""
     import safetensors  # here, so that name maps work where it is not installed
 
     try:
-        tensors = safetensors.deserialize(path.read_bytes())
+        with safetensors.safe_open(path, "numpy") as checked:  # where each array lies, within the file and apart
+            names = sorted(checked.keys())
+        with path.open("rb") as file:
+            start = 8 + int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(start - 8))
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (safetensors.SafetensorError, *DAMAGED) as error:
         raise ValueError(f"a damaged safetensors file: {_line(error)}") from error
     arrays = {}
-    for name, tensor in sorted(tensors, key=lambda item: item[0]):  # they come in any order
-        dtype = SAFETENSORS_DTYPES.get(tensor["dtype"])
+    for name in names:
+        kind, shape, (begin, _) = (header[name][key] for key in ("dtype", "shape", "data_offsets"))
+        dtype = SAFETENSORS_DTYPES.get(kind)
         if dtype is None:
-            raise ValueError(f"{name} is {tensor['dtype']}, which is none of {', '.join(SAFETENSORS_DTYPES)}")
-        array = np.frombuffer(tensor["data"], dtype).reshape(tensor["shape"])
-        if tensor["dtype"] == "BF16":  # the upper half of a float32
+            raise ValueError(f"{name} is {kind}, which is none of {', '.join(SAFETENSORS_DTYPES)}")
+        array = np.ndarray(shape, dtype, content, start + begin)
+        if kind == "BF16":  # the upper half of a float32
             array = np.asarray(array.astype(np.uint32) << 16).view(np.float32)  # a shifted single number is no array
         arrays[name] = _widened(array)
     return arrays
+
+
+def let_go(array: np.ndarray) -> None:
+    """Give the memory back that a mapped file's array takes since it was read; no array changes."""
+    owner: Any = array
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    if isinstance(owner, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        owner.madvise(mmap.MADV_DONTNEED)
 
 
 def _read_zip(path: Path) -> Any:

@@ -25,6 +25,7 @@ from flax import linen as nn
 from flax import traverse_util
 
 from ddpm_jax import keys
+from ddpm_jax.interop import files
 from ddpm_jax.models.unet import UNet
 
 
@@ -174,7 +175,8 @@ def to_params(
         array = state_dict[their_name(path, names)]
         if not path.endswith("/embedding"):
             array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
-        flat[path] = np.ascontiguousarray(array).reshape(shape)
+        flat[path] = np.array(array, order="C").reshape(shape)
+        files.let_go(array)  # so that weights are never in memory twice
     return nested(flat)
 
 

@@ -328,6 +328,7 @@ def test_digits_is_the_default():
     assert cli.load_experiment(EXPERIMENTS / "digits.py") == Config()
 
 
+LATENT = tuple(f"{part}_{data}" for part in ("autoencoder", "latent") for data in ("emoji", "cifar10", "imagenet256"))
 SHORT = ("digits",)
 """Of the experiments, an example of each kind: others take minutes to compile."""
 
@@ -336,7 +337,7 @@ SHORT = ("digits",)
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=pytest.mark.slow if name in SHORT else pytest.mark.campaign)
-     for name in (*CONFIGS, "autoencoder_emoji", "latent_emoji")],
+     for name in (*CONFIGS, *LATENT)],
 )  # fmt: skip
 def test_experiments_run(name, tmp_path):
     """The `smoke` variant, through the command line."""

@@ -26,6 +26,7 @@ SHAPES = {
     "downsampled_imagenet/64x64": (64, 64, 3),
     "imagenet2012": (256, 256, 3),
     "runs/autoencoder_emoji/latents": (16, 16, 4),
+    "runs/autoencoder_cifar10/latents": (16, 16, 4),
 }
 
 

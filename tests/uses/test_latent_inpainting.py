@@ -118,6 +118,19 @@ def test_the_command_is_these_functions(channels, strength, opened, painted, sha
     assert abs(expected - images_of(tmp_path / "a.npz")).max() <= 1
 
 
+def test_a_pipeline_of_9_channels_is_written(opened, painted, shared_golden, tmp_path, capsys):
+    """As StableDiffusionInpaintPipeline, of the same weights; the command that is named next is one that works."""
+    call("convert", shared_golden / "uses" / FOLDERS[9], tmp_path / "after")
+    words = capsys.readouterr().out.splitlines()[-1].removeprefix("pictures: ddpm-jax ")
+    assert words == f'inpaint {tmp_path / "after"} PICTURES --mask MASK --prompt "..."'
+    index, before = (
+        json.loads((place / "model_index.json").read_text())
+        for place in (tmp_path / "after", shared_golden / "uses" / FOLDERS[9])
+    )
+    assert index == before and interop.load(tmp_path / "after").weights == opened[9].weights
+    call("inpaint", tmp_path / "after", *painted, "--out", tmp_path / "a.npz")
+
+
 def test_what_is_refused(opened, painted, shared_golden, tmp_path, capsys):
     four, nine = (shared_golden / "uses" / name for name in FOLDERS.values())
     refusal = lambda folder, *more: refused(capsys, "inpaint", folder, *painted, *more)

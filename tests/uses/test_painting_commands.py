@@ -93,8 +93,8 @@ def test_masks_that_are_refused(run, pictures, mask, tmp_path, capsys):
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["--sampler", "ddim"], "--method repaint has its own sampler: --sampler ddim is for the others"),
-        (["--method", "network"], "--method network is for runs that were trained with --condition mask, and this"),
+        (["--sampler", "ddim"], "--method repaint takes all steps of its own sampler: --sampler ddim is for others"),
+        (["--method", "network"], "--method network is for networks that are told the known pixels, such as runs"),
         (["--method", "replacement", "--eta", "0"], "--eta 0.0 is for --method repaint, got replacement"),
         (["--method", "replacement", "--jump-n-sample", "3"], "--jump-n-sample 3 is for --method repaint"),
         (["--jump-length", "0"], "jump_length and num_visits must be at least 1, got 0"),

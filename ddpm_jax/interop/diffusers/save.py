@@ -54,12 +54,11 @@ PIPELINES = {
 }
 # What a pipeline needs beside a network, a first stage and a scheduler: absent, so that prompts are given as
 # embeddings; and what else its model_index.json says.
-ABSENT = {
-    "StableDiffusionPipeline": (
-        "feature_extractor", "image_encoder", "safety_checker", "text_encoder", "tokenizer",
-    )
-}  # fmt: skip
-SETTINGS = {"StableDiffusionPipeline": {"requires_safety_checker": False}}
+ABSENT: dict[str, tuple[str, ...]] = dict.fromkeys(
+    ("StableDiffusionPipeline", "StableDiffusionInpaintPipeline"),
+    ("feature_extractor", "image_encoder", "safety_checker", "text_encoder", "tokenizer"),
+)
+SETTINGS = {name: {"requires_safety_checker": False} for name in ABSENT}
 # Predictions that only networks of ours have, as the settings of a run by which they come about.
 OURS_ONLY = {"edm": "loss 'edm'", "x_prev": "prediction 'x_prev'"}
 
@@ -114,6 +113,8 @@ def parts(trained: Trained) -> tuple[dict[str, Part], dict[str, Any]]:
     pipeline, network_name, first_stage_name = PIPELINES[kinds]
     if pipeline == "DDPMPipeline" and scheduler.class_name == "DDIMScheduler":
         pipeline = "DDIMPipeline"
+    if network.class_name == "UNet2DConditionModel" and network.config["in_channels"] != trained.image_shape[-1]:
+        pipeline = "StableDiffusionInpaintPipeline"
     folders = {network_name: network, "scheduler": scheduler}
     folders |= {first_stage_name: first_stage} if first_stage else {}
     index: dict[str, Any] = {"_class_name": pipeline, "_diffusers_version": VERSION} | SETTINGS.get(pipeline, {})
@@ -132,7 +133,8 @@ def _network(trained: Trained) -> Part:
     if not isinstance(model, UNet) or type(model) not in (UNet, SkipUNet):
         raise ValueError(f"diffusers has no class for a {type(model).__name__}: a UNet or a DiT can be written")
     in_channels = trained.params["conv_in"]["kernel"].shape[2]
-    if in_channels != shape[-1]:
+    paints = model.transformer_depth > 0 and trained.first_stage is not None and in_channels == 2 * shape[-1] + 1
+    if in_channels != shape[-1] and not paints:
         raise ValueError(f"diffusers has no pipeline for a network of {in_channels} channels on {shape[-1]} of images")
     if not model.transformer_depth:
         config = to_diffusers.unet_to_config(model, shape)
@@ -141,6 +143,7 @@ def _network(trained: Trained) -> Part:
     # Dense or 1x1 convolution is no setting of ours: as it came, in the words of diffusers or of latent-diffusion.
     linear = trained.config.get("use_linear_projection", trained.config.get("use_linear_in_transformer", False))
     config = to_diffusers.conditional_unet_to_config(model, shape, context_dim, linear=linear)
+    config["in_channels"] = in_channels
     return Part("UNet2DConditionModel", config, conditional.params_to_unet2dcond(trained.params, config))
 
 
