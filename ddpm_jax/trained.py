@@ -20,7 +20,8 @@ from ddpm_jax.config.run import Config
 from ddpm_jax.keys import example_keys, normals
 from ddpm_jax.models import DiT, UNet, UViT, bind
 from ddpm_jax.models.autoencoder import DiagonalGaussian
-from ddpm_jax.models.clip import CLIPText
+from ddpm_jax.models.clip import CLIPText, TextFeatures
+from ddpm_jax.models.ldm_bert import LDMBert
 from ddpm_jax.process import LEARNED, ModelFn, VarianceType
 from ddpm_jax.reading import Reading, ReadingPrediction
 from ddpm_jax.samplers import Denoise, from_diffusers_config
@@ -163,14 +164,18 @@ class TextEncoder:
       tokens: the tokenizer.
     """
 
-    model: CLIPText
+    model: CLIPText | LDMBert
     params: Any
     tokens: Callable[[Sequence[str]], Tokens]
 
     def contexts(self, ids: np.ndarray) -> np.ndarray:
         """[n, L, C] float32 of tokens [n, L]: one after the other, by one program for all."""
-        encode = jax.jit(lambda params, ids: self.model.apply({"params": params}, ids).last_hidden)  # type: ignore[reportAttributeAccessIssue]
-        params = jax.device_put(self.params)
+
+        def last(params: Any, ids: np.ndarray) -> jax.Array:
+            found = self.model.apply({"params": params}, ids)
+            return found.last_hidden if isinstance(found, TextFeatures) else found  # type: ignore[reportReturnType]
+
+        encode, params = jax.jit(last), jax.device_put(self.params)
         return np.concatenate([np.asarray(encode(params, each[None])) for each in ids])
 
 

@@ -74,12 +74,13 @@ def fetch(name: str) -> Path:
 def _fetch_texts(download: Callable[[list[str]], Path], wanted: list[str], folder: Path) -> None:
     """The text encoder and the tokenizer of a pipeline, where it has one that is read."""
     index = folder / "model_index.json"
-    if not index.is_file() or (read_json(index).get("text_encoder") or [None, None])[1] not in texts.CLASSES:
+    part, name = (texts.part_of(read_json(index)) if index.is_file() else None) or ("", "")
+    if not part or name not in texts.KINDS[part].classes:
         return
     for patterns in OF_TEXTS:
-        wanted = [*wanted, "tokenizer/*", *(f"text_encoder/{pattern}" for pattern in patterns)]
+        wanted = [*wanted, "tokenizer/*", *(f"{part}/{pattern}" for pattern in patterns)]
         download(wanted)
-        if any(path.suffix in (".safetensors", ".bin", ".msgpack") for path in (folder / "text_encoder").glob("*")):
+        if any(path.suffix in (".safetensors", ".bin", ".msgpack") for path in (folder / part).glob("*")):
             return
 
 

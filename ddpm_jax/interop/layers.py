@@ -49,8 +49,8 @@ def unet_shapes(
 
 
 REPEATED = (
-    *("layers_per_block", "num_layers", "transformer_layers_per_block"),  # of diffusers
-    *("num_res_blocks", "transformer_depth", "depth"),  # of OpenAI, latent-diffusion and DiT
+    *("layers_per_block", "num_layers", "transformer_layers_per_block", "encoder_layers"),  # of diffusers
+    *("num_res_blocks", "transformer_depth", "depth", "n_layer"),  # of OpenAI, latent-diffusion and DiT
 )
 """Settings that say how often layers follow each other."""
 FEW = 64

@@ -1,8 +1,10 @@
-"""CLIP's tokenizer, as a folder has it: a byte-pair encoding that ends words with "</w>", on lower case.
+"""The tokenizers of text encoders, as a folder has them: CLIP's byte pairs, BERT's pieces of words.
 
-A folder holds tokenizer.json (written by transformers 5) or vocab.json and merges.txt (by those before), both of one
-vocabulary; and tokenizer_config.json, which says how many tokens a text has. Source: Radford et al. 2021
-(arXiv:2103.00020), section 2.4. Nothing is unescaped, as in transformers: a text with "&amp;" has these characters.
+A folder holds tokenizer.json (written by transformers 5) or the files of a vocabulary (by those before), both of one
+vocabulary; and tokenizer_config.json, which says how many tokens a text has. Sources: Radford et al. 2021
+(arXiv:2103.00020), section 2.4, for byte pairs that end words with "</w>", on lower case; Devlin et al. 2018
+(arXiv:1810.04805), section 3, for WordPiece, the longest piece first. Nothing is unescaped, as in transformers: a text
+with "&amp;" has these characters.
 """
 
 import json
@@ -11,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -19,39 +21,49 @@ from ddpm_jax.host.storage import naming
 from ddpm_jax.samplers.configs.reading import read_json
 from ddpm_jax.trained import Tokens
 
-FILES = ("tokenizer.json", "vocab.json", "merges.txt")
+WHOLE = "tokenizer.json"
 OTHERS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 START, END = "<|startoftext|>", "<|endoftext|>"
-ROLES = {"bos_token": START, "eos_token": END, "pad_token": END}
-"""Special tokens, by default."""
 LEAST = 3
 """A start, a token and an end."""
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 """What becomes tokens by itself: endings of English, letters, a digit, other signs."""
+LONGEST_WORD = 100
+"""Characters of a word beyond which BERT's tokenizer knows none of its pieces."""
 
 
 @dataclass(frozen=True)
-class ClipTokenizer:
-    """Texts as START, their tokens, END and padding, num_positions in all; the files are read when they are needed.
+class FolderTokenizer:
+    """Texts as a start, their tokens, an end and padding; the files are read when they are needed.
 
     Attributes:
       folder: of the files.
       num_positions: that the text encoder has, the most that a text can be.
+      num_tokens: of every text, whatever the folder says, where its pipeline has a length of its own; None for
+        model_max_length of the folder.
     """
 
     folder: Path
     num_positions: int
+    num_tokens: int | None = None
+
+    vocabulary_files: ClassVar[tuple[str, ...]]
+    """What a folder has where it has no tokenizer.json."""
+    roles: ClassVar[Mapping[str, str]]
+    """Special tokens by default: the first three are start, end and padding."""
+    optional: ClassVar[frozenset[str]] = frozenset()
+    """Roles that a vocabulary may have no token for."""
 
     def __call__(self, texts: Sequence[str]) -> Tokens:
-        """int32 [n, L], and for each text how many of its tokens did not fit; L is model_max_length of the folder.
+        """int32 [n, L], and for each text how many of its tokens did not fit.
 
         Raises:
           FileNotFoundError: the folder has no tokenizer.
           ValueError: a damaged file.
           ImportError: the package tokenizers is not installed.
         """
-        length = min(self._length, self.num_positions)
-        start, end, padding = (self._id(role) for role in ROLES)
+        length = self._length if self.num_tokens is None else self.num_tokens
+        start, end, padding = [self._id(role) for role in self.roles if role not in self.optional][:3]
         ids = np.full((len(texts), length), padding, np.int32)
         cut = []
         for row, text in zip(ids, texts, strict=True):
@@ -64,28 +76,40 @@ class ClipTokenizer:
 
     def check_there(self) -> None:
         """Raises FileNotFoundError: the folder has no tokenizer."""
-        there = [(self.folder / name).is_file() for name in FILES]
-        if not (there[0] or all(there[1:])):
-            raise FileNotFoundError(f"no tokenizer in {self.folder} ({FILES[0]}, or {FILES[1]} and {FILES[2]})")
+        if not (self._has(WHOLE) or all(map(self._has, self.vocabulary_files))):
+            raise FileNotFoundError(
+                f"no tokenizer in {self.folder} ({WHOLE}, or {' and '.join(self.vocabulary_files)})"
+            )
 
     def copy(self, folder: Path) -> None:
         """Its files in another folder; where transformers 5 has written them, those that 4 wants besides.
 
         Raises:
           FileNotFoundError: as when it is called.
-          ValueError: a tokenizer.json that is no byte-pair encoding.
+          ValueError: a tokenizer.json that is of another kind.
         """
         self.check_there()
-        for name in (*FILES, *OTHERS):
-            if (self.folder / name).is_file():
-                shutil.copyfile(self.folder / name, folder / name)
-        if not all((folder / name).is_file() for name in FILES[1:]):
-            model = read_json(folder / FILES[0]).get("model", {})
-            if not {"vocab", "merges"} <= set(model):
-                raise ValueError(f"{self.folder / FILES[0]} is no byte-pair encoding")
-            pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
-            (folder / FILES[1]).write_text(json.dumps(model["vocab"], ensure_ascii=False), encoding="utf-8")
-            (folder / FILES[2]).write_text("\n".join(["#version: 0.2", *pairs]) + "\n", encoding="utf-8")
+        for name in filter(self._has, (WHOLE, *self.vocabulary_files, *OTHERS)):
+            shutil.copyfile(self.folder / name, folder / name)
+        if not all((folder / name).is_file() for name in self.vocabulary_files):
+            model = read_json(self.folder / WHOLE).get("model", {})
+            for name, content in self._vocabulary_of(model).items():
+                (folder / name).write_text(content, encoding="utf-8")
+
+    def _vocabulary_of(self, model: Mapping[str, Any]) -> dict[str, str]:
+        """The vocabulary's files, by name, from the model in a tokenizer.json."""
+        raise NotImplementedError
+
+    def _from_vocabulary(self) -> Any:
+        """The tokenizer of the vocabulary's files, without the tokens that were added to it."""
+        raise NotImplementedError
+
+    def _as_settings_say(self, core: Any) -> Any:
+        """The tokenizer of a tokenizer.json, with what settings beside it change."""
+        return core
+
+    def _has(self, name: str) -> bool:
+        return (self.folder / name).is_file()
 
     @cached_property
     def _settings(self) -> dict[str, Any]:
@@ -96,7 +120,7 @@ class ClipTokenizer:
         return {name: value for name, value in found.items() if value is not None}
 
     def _read(self, name: str) -> dict[str, Any]:
-        return read_json(self.folder / name) if (self.folder / name).is_file() else {}
+        return read_json(self.folder / name) if self._has(name) else {}
 
     @property
     def _length(self) -> int:
@@ -105,8 +129,8 @@ class ClipTokenizer:
             raise ValueError(f"{self.folder}: model_max_length must be at least {LEAST}, got {value!r}")
         return int(min(value, self.num_positions))
 
-    def _token(self, role: str, default: str) -> str:
-        token = self._settings.get(role, default)
+    def _token(self, role: str) -> str:
+        token = self._settings.get(role, self.roles[role])
         token = token.get("content") if isinstance(token, Mapping) else token
         if not isinstance(token, str):
             raise ValueError(f"{self.folder}: {role} must be a text, got {token!r}")
@@ -128,13 +152,12 @@ class ClipTokenizer:
             raise ImportError('prompts need the package tokenizers: pip install "ddpm-jax[text]"') from error
         self.check_there()
         try:
-            if (path := self.folder / FILES[0]).is_file():
-                core = tokenizers.Tokenizer.from_file(str(path))
+            if self._has(WHOLE):
+                core = tokenizers.Tokenizer.from_file(str(self.folder / WHOLE))
                 core.no_truncation()
                 core.no_padding()
-                return core
-            special = [self._token(role, default) for role, default in ROLES.items()]
-            core = _byte_pairs(read_json(self.folder / FILES[1]), _merges(self.folder / FILES[2]), special)
+                return self._as_settings_say(core)
+            core = self._from_vocabulary()
             for number, token in self._added.items():
                 core.add_tokens([token])
                 if core.token_to_id(token) != number:
@@ -146,24 +169,105 @@ class ClipTokenizer:
             raise ValueError(f"{self.folder} holds no tokenizer that can be read: {error}") from None
 
     def _id(self, role: str) -> int:
-        token = self._token(role, ROLES[role])
+        token = self._token(role)
         if (found := self._core.token_to_id(token)) is None:
             raise ValueError(f"{self.folder}: the vocabulary has no {token!r}, which is its {role}")
         return found
 
+    def _add_special(self, core: Any, vocabulary: Mapping[str, int]) -> Any:
+        """Special tokens are found in texts before anything is split."""
+        special = dict.fromkeys(map(self._token, self.roles))
+        core.add_special_tokens([token for token in special if token in vocabulary])
+        return core
 
-def _byte_pairs(vocabulary: Mapping[str, int], merges: list[tuple[str, str]], special: Sequence[str]) -> Any:
-    import tokenizers
-    from tokenizers import models, normalizers, pre_tokenizers
 
-    options = {"continuing_subword_prefix": "", "end_of_word_suffix": "</w>", "fuse_unk": False, "unk_token": END}
-    core = tokenizers.Tokenizer(models.BPE(vocab=dict(vocabulary), merges=merges, **options))
-    blanks = normalizers.Replace(tokenizers.Regex(r"\s+"), " ")
-    core.normalizer = normalizers.Sequence([normalizers.NFC(), blanks, normalizers.Lowercase()])
-    words = pre_tokenizers.Split(tokenizers.Regex(WORDS), behavior="removed", invert=True)
-    core.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    core.add_special_tokens([token for token in dict.fromkeys(special) if token in vocabulary])
-    return core
+class ClipTokenizer(FolderTokenizer):
+    """START, the byte pairs of the text's words, END, and END or another token as padding."""
+
+    vocabulary_files = ("vocab.json", "merges.txt")
+    roles: ClassVar[Mapping[str, str]] = {"bos_token": START, "eos_token": END, "pad_token": END}
+
+    def _vocabulary_of(self, model: Mapping[str, Any]) -> dict[str, str]:
+        if not {"vocab", "merges"} <= set(model):
+            raise ValueError(f"{self.folder / WHOLE} is no byte-pair encoding")
+        pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]]
+        contents = json.dumps(model["vocab"], ensure_ascii=False), "\n".join(["#version: 0.2", *pairs]) + "\n"
+        return dict(zip(self.vocabulary_files, contents, strict=True))
+
+    def _from_vocabulary(self) -> Any:
+        import tokenizers
+        from tokenizers import models, normalizers, pre_tokenizers
+
+        vocabulary, merges = (self.folder / name for name in self.vocabulary_files)
+        options = {"continuing_subword_prefix": "", "end_of_word_suffix": "</w>", "fuse_unk": False, "unk_token": END}
+        found = read_json(vocabulary)
+        core = tokenizers.Tokenizer(models.BPE(vocab=found, merges=_merges(merges), **options))
+        blanks = normalizers.Replace(tokenizers.Regex(r"\s+"), " ")
+        core.normalizer = normalizers.Sequence([normalizers.NFC(), blanks, normalizers.Lowercase()])
+        words = pre_tokenizers.Split(tokenizers.Regex(WORDS), behavior="removed", invert=True)
+        core.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+        return self._add_special(core, found)
+
+
+class BertTokenizer(FolderTokenizer):
+    """[CLS], the pieces of the text's words, [SEP], and [PAD]; a word that has none is [UNK].
+
+    Words are cleaned, in lower case and without accents, as do_lower_case, strip_accents and tokenize_chinese_chars of
+    tokenizer_config.json say, whatever tokenizer.json does.
+    """
+
+    vocabulary_files = ("vocab.txt",)
+    roles: ClassVar[Mapping[str, str]] = {
+        **{"cls_token": "[CLS]", "sep_token": "[SEP]", "pad_token": "[PAD]", "unk_token": "[UNK]"},
+        "mask_token": "[MASK]",
+    }
+    optional = frozenset(("mask_token",))
+    REFUSED: ClassVar[Mapping[str, Any]] = {"do_basic_tokenize": True, "never_split": []}
+    """Settings with the only value that is read here."""
+
+    def _vocabulary_of(self, model: Mapping[str, Any]) -> dict[str, str]:
+        vocabulary = model.get("vocab")
+        if model.get("type") != "WordPiece" or not isinstance(vocabulary, Mapping):
+            raise ValueError(f"{self.folder / WHOLE} is no WordPiece vocabulary")
+        tokens = {number: token for token, number in vocabulary.items() if isinstance(number, int)}
+        if sorted(tokens) != list(range(len(vocabulary))):
+            raise ValueError(f"{self.folder / WHOLE}: tokens must be numbered 0, 1, 2, ...")
+        return {self.vocabulary_files[0]: "".join(f"{tokens[i]}\n" for i in range(len(tokens)))}
+
+    def _from_vocabulary(self) -> Any:
+        import tokenizers
+        from tokenizers import models, pre_tokenizers
+
+        path = self.folder / self.vocabulary_files[0]
+        with naming(path):
+            lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        vocabulary = {token: number for number, token in enumerate(lines)}
+        if len(vocabulary) != len(lines):
+            raise ValueError(f"{path} has a token twice")
+        options = {"unk_token": self._token("unk_token"), "max_input_chars_per_word": LONGEST_WORD}
+        core = tokenizers.Tokenizer(models.WordPiece(vocab=vocabulary, **options))
+        core.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        return self._as_settings_say(self._add_special(core, vocabulary))
+
+    def _as_settings_say(self, core: Any) -> Any:
+        from tokenizers import normalizers
+
+        said = self._settings
+        for name, value in self.REFUSED.items():
+            if said.get(name, value) != value:
+                raise ValueError(f"{self.folder}: {name} must be {value!r}, got {said[name]!r}")
+        flags = {"do_lower_case": True, "tokenize_chinese_chars": True, "strip_accents": None}
+        found = {name: said.get(name, default) for name, default in flags.items()}
+        for name, value in found.items():
+            if not isinstance(value, bool) and value != flags[name]:
+                raise ValueError(f"{self.folder}: {name} must be true or false, got {value!r}")
+        core.normalizer = normalizers.BertNormalizer(
+            clean_text=True,
+            lowercase=found["do_lower_case"],
+            handle_chinese_chars=found["tokenize_chinese_chars"],
+            strip_accents=found["strip_accents"],
+        )
+        return core
 
 
 def _merges(path: Path) -> list[tuple[str, str]]:

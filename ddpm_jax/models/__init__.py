@@ -11,6 +11,7 @@ from ddpm_jax.models.classifier import Classifier as Classifier
 from ddpm_jax.models.clip import CLIPText as CLIPText
 from ddpm_jax.models.dit import DiT as DiT
 from ddpm_jax.models.glide import Glide as Glide
+from ddpm_jax.models.ldm_bert import LDMBert as LDMBert
 from ddpm_jax.models.noised_clip import NoisedCLIP as NoisedCLIP
 from ddpm_jax.models.skip_unet import SkipUNet as SkipUNet
 from ddpm_jax.models.unet import UNet as UNet

@@ -37,6 +37,8 @@ class LayerNorm(nn.LayerNorm):
 class MultiHeadAttention(nn.Module):
     """out(attend(query(x), key(context), value(context), bias)); self attention where context is x.
 
+    A head has head_dim channels, by default the width of x over num_heads.
+
     Source: Vaswani et al. 2017 (arXiv:1706.03762), section 3.2.2.
     """
 
@@ -45,11 +47,13 @@ class MultiHeadAttention(nn.Module):
     qkv_bias: bool = True
     qkv_init: nn.initializers.Initializer = init
     out_init: nn.initializers.Initializer = init
+    head_dim: int | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, context: jax.Array, bias: jax.Array | None = None) -> jax.Array:
         width = x.shape[-1]
-        project = partial(Dense, width, use_bias=self.qkv_bias, kernel_init=self.qkv_init, dtype=self.dtype)
+        inner = width if self.head_dim is None else self.num_heads * self.head_dim
+        project = partial(Dense, inner, use_bias=self.qkv_bias, kernel_init=self.qkv_init, dtype=self.dtype)
         q, k, v = project(name="query")(x), project(name="key")(context), project(name="value")(context)
         h = attend(q, k, v, self.num_heads, bias)
         return Dense(width, kernel_init=self.out_init, dtype=self.dtype, name="out")(h)

@@ -67,10 +67,11 @@ def test_other_weights_on_the_hub(name, hub, folder):
     assert downloaded(hub) == JSON | {name}
 
 
-def test_the_text_encoder_of_a_pipeline_on_the_hub(shared_golden, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["sd_tiny", "ldm_text2img_tiny"])
+def test_the_text_encoder_of_a_pipeline_on_the_hub(name, shared_golden, tmp_path, monkeypatch):
     pytest.importorskip("huggingface_hub.utils")
     pytest.importorskip("tokenizers")
-    source = shared_golden / "uses" / "sd_tiny"
+    source = shared_golden / "uses" / name
     stand_in = Hub(source, tmp_path / "cache")
     monkeypatch.setitem(sys.modules, "huggingface_hub", stand_in)
     found, expected = load("hf:owner/sd"), load(source)

@@ -3,7 +3,7 @@
     model_index.json                               the pipeline and the class of every part
     unet/ or transformer/, vqvae/ or vae/          config.json, diffusion_pytorch_model.safetensors
     scheduler/scheduler_config.json
-    text_encoder/, tokenizer/                      of networks with a text encoder: see texts.py
+    text_encoder/ or bert/, tokenizer/             of networks with a text encoder: see texts.py
     ddpm_jax.json                                  of networks with classes, for `load`: see classes.py
 
 Facts about diffusers 0.42.1 only: no code of it.
@@ -51,6 +51,14 @@ PIPELINES = {
     ("UNet2DModel", "AutoencoderKL"): ("LDMPipeline", "unet", "vqvae"),
     ("UNet2DConditionModel", "AutoencoderKL"): ("StableDiffusionPipeline", "unet", "vae"),
     ("DiTTransformer2DModel", "AutoencoderKL"): ("DiTPipeline", "transformer", "vae"),
+}
+# The same of networks with a text encoder, by the name of its part.
+WITH_TEXT = {
+    "text_encoder": PIPELINES,
+    "bert": {
+        ("UNet2DConditionModel", "AutoencoderKL"): ("LDMTextToImagePipeline", "unet", "vqvae"),
+        ("UNet2DConditionModel", "VQModel"): ("LDMTextToImagePipeline", "unet", "vqvae"),
+    },
 }
 # What a pipeline needs beside a network, a first stage and a scheduler: absent, so that prompts are given as
 # embeddings; and what else its model_index.json says.
@@ -107,10 +115,11 @@ def parts(trained: Trained) -> tuple[dict[str, Part], dict[str, Any]]:
     network, scheduler = _network(trained), _scheduler(trained)
     first_stage = None if trained.first_stage is None else _first_stage(trained.first_stage, trained.image_shape)
     kinds = network.class_name, first_stage and first_stage.class_name
-    if kinds not in PIPELINES:
+    pipelines = PIPELINES if trained.text is None else WITH_TEXT[texts.written_as(trained.text)[0]]
+    if kinds not in pipelines:
         alone = "without a first stage" if kinds[1] is None else f"with a {kinds[1]}"
         raise ValueError(f"diffusers has no pipeline for a {kinds[0]} {alone}")
-    pipeline, network_name, first_stage_name = PIPELINES[kinds]
+    pipeline, network_name, first_stage_name = pipelines[kinds]
     if pipeline == "DDPMPipeline" and scheduler.class_name == "DDIMScheduler":
         pipeline = "DDIMPipeline"
     if network.class_name == "UNet2DConditionModel" and network.config["in_channels"] != trained.image_shape[-1]:
@@ -119,7 +128,7 @@ def parts(trained: Trained) -> tuple[dict[str, Part], dict[str, Any]]:
     folders |= {first_stage_name: first_stage} if first_stage else {}
     index: dict[str, Any] = {"_class_name": pipeline, "_diffusers_version": VERSION} | SETTINGS.get(pipeline, {})
     index |= {name: [None, None] for name in ABSENT.get(pipeline, ())}
-    index |= {} if trained.text is None else texts.INDEX
+    index |= {} if trained.text is None else texts.index_of(trained.text)
     return folders, index | {name: ["diffusers", part.class_name] for name, part in folders.items()}
 
 
