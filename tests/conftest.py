@@ -11,6 +11,7 @@ import importlib
 import itertools
 import signal
 import tempfile
+import zlib
 from pathlib import Path
 
 # A shell tells what it starts in the background to ignore Ctrl-C, and so would all that tests send it to.
@@ -47,7 +48,7 @@ def pytest_addoption(parser):
         "--part",
         metavar="K/N",
         help="of the tests of one function with parameters every N-th from the K-th on, of those without the ones in "
-        "every N-th file, so that N runs on different versions share them; all that a missing library would skip",
+        "about every N-th file, so that N runs on different versions share them; all that a missing library would skip",
     )
 
 
@@ -58,11 +59,11 @@ def pytest_collection_modifyitems(config, items):
     assert 1 <= k <= n, f"--part must be K/N with 1 <= K <= N, got {part}"
     kept, left = [], []
     skipping = functools.cache(lambda path: "importorskip" in path.read_text())
-    files = {path: number for number, path in enumerate(dict.fromkeys(item.path for item in items))}
     for _, group in itertools.groupby(items, lambda item: item.nodeid.split("[")[0]):
         tests = list(group)
         whole = skipping(tests[0].path) or NOT_EVERYWHERE & set(tests[0].fixturenames)
-        first = files[tests[0].path] if len(tests) == 1 else 0
+        # By its name, so that a test stays where it was when there are more files.
+        first = zlib.crc32(tests[0].nodeid.split("::")[0].encode()) if len(tests) == 1 else 0
         for number, item in enumerate(tests, first):
             (kept if whole or number % n == k - 1 else left).append(item)
     items[:] = kept

@@ -122,7 +122,9 @@ def parts(trained: Trained) -> tuple[dict[str, Part], dict[str, Any]]:
     pipeline, network_name, first_stage_name = pipelines[kinds]
     if pipeline == "DDPMPipeline" and scheduler.class_name == "DDIMScheduler":
         pipeline = "DDIMPipeline"
-    if network.class_name == "UNet2DConditionModel" and network.config["in_channels"] != trained.image_shape[-1]:
+    if network.config["in_channels"] != trained.image_shape[-1]:
+        if pipeline != "StableDiffusionPipeline":
+            raise ValueError(f"diffusers has no {pipeline} of {network.config['in_channels']} channels")
         pipeline = "StableDiffusionInpaintPipeline"
     folders = {network_name: network, "scheduler": scheduler}
     folders |= {first_stage_name: first_stage} if first_stage else {}
