@@ -145,11 +145,13 @@ def test_the_distribution(posterior):
 def test_settings_are_read_by_name(loaded):
     vae, _ = loaded
     assert vae.config.scaling_factor == vae.config["scaling_factor"] == vae.scaling_factor == 0.18215
-    assert 2 ** (len(vae.config.block_out_channels) - 1) == 2 ** (len(vae.block_out_channels) - 1) == 2
+    assert vae.config.block_out_channels == vae.block_out_channels == (16, 32)
     assert vae.config.latent_channels == 4 and vae.config.get("sample_size") == 8 and "dtype" not in vae.config
     assert getattr(vae.config, "shift_factor", None) is None
     with pytest.raises(AttributeError, match=r"no setting 'scaling_facto'.*scaling_factor"):
         _ = vae.config.scaling_facto
+    with pytest.raises(ValueError, match="act_fn='relu'"):
+        vae.clone(act_fn="relu")
     same = FlaxAutoencoderKL(**{name: value for name, value in CONFIG.items() if not name.startswith("_")})
     assert vae == same and hash(vae) == hash(same) and FlaxAutoencoderKL().config.block_out_channels == (64,)
 
@@ -203,9 +205,7 @@ def test_as_shortcut_models_call_it(tiny):
     z = held.encode(key, tiny.x.transpose(0, 2, 3, 1))
     np.testing.assert_allclose(z, 0.18215 * tiny.posterior.sample(key), atol=1e-5)
     before = Held.decode._cache_size()
-    z = 0.18215 * tiny.posterior.mean
-    for module in (vae, vae.clone()):
-        found = Held(params, module).decode(z)
+    for found in (Held(params, module).decode(0.18215 * tiny.posterior.mean) for module in (vae, vae.clone())):
         np.testing.assert_allclose(found.transpose(0, 3, 1, 2), tiny.decoded, atol=1e-5)
     assert Held.decode._cache_size() == before + 1
 
@@ -233,8 +233,7 @@ def test_parameters_that_an_old_program_kept(loaded):
 
 
 def test_vmap(tiny):
-    vae, params = tiny[:2]
-    one = lambda x: vae.apply({"params": params}, x[None], method=vae.encode).latent_dist.mean[0]
+    one = lambda x: tiny.vae.apply({"params": tiny.params}, x[None], method="encode").latent_dist.mean[0]
     np.testing.assert_allclose(jax.jit(jax.vmap(one))(tiny.x), tiny.posterior.mean, atol=1e-5)
 
 
@@ -261,12 +260,13 @@ def test_a_reconstruction(tiny):
     assert np.abs(drawn(first) - drawn(second)).max() > 1e-3 and np.abs(drawn(first) - tiny.decoded).max() > 1e-3
 
 
-def test_tuples_in_the_place_of_fields(loaded):
-    vae, params = loaded
-    (found,) = jax.eval_shape(partial(vae.apply, method=vae.encode, return_dict=False), {"params": params}, IMAGES)
-    (images,) = jax.eval_shape(partial(vae.apply, method=vae.decode, return_dict=False), {"params": params}, LATENTS)
-    assert type(found) is LatentDist and found.mean.shape == (2, 4, 4, 4) and images.shape == (2, 3, 8, 6)
-    assert jax.eval_shape(partial(vae.apply, return_dict=False), {"params": params}, IMAGES)[0].shape == IMAGES.shape
+def test_tuples_in_the_place_of_fields(tiny):
+    for method, x in (("encode", tiny.x), ("decode", tiny.posterior.mean), ("__call__", tiny.x)):
+        call = lambda method=method, x=x, **options: jax.eval_shape(
+            partial(tiny.vae.apply, method=method, **options), {"params": tiny.params}, x
+        )
+        found, named = call(return_dict=False), call()
+        assert type(found) is tuple and type(named) is not tuple and found == tuple(named)
 
 
 def test_dtype_is_of_the_computation(tiny):
