@@ -109,8 +109,17 @@ def kl_from_config(config: Mapping[str, Any]) -> AutoencoderKL:
     Raises:
       ValueError: it has settings that ours has not; lists them.
     """
+    return AutoencoderKL(**kl_settings(config))
+
+
+def kl_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of our AutoencoderKL that make it diffusers' AutoencoderKL(**config).
+
+    Raises:
+      ValueError: as kl_from_config.
+    """
     latents = config.get("latent_channels", 4)
-    return AutoencoderKL(**_settings(config), z_channels=latents, latent_channels=latents)
+    return {**_settings(config), "z_channels": latents, "latent_channels": latents}
 
 
 def vq_from_config(config: Mapping[str, Any]) -> VQModel:

@@ -1,4 +1,4 @@
-"""Weights of the Flax classes that diffusers (until 0.35) and transformers (until 4) had, under PyTorch's names.
+"""Weights of the Flax classes that diffusers (until 0.39) and transformers (until 4) had, under PyTorch's names.
 
 A file is msgpack of nested mappings, one array each: mid_block/resnets_0/conv1/kernel. The classes are those of PyTorch
 layer by layer: FlaxUNet2DConditionModel, FlaxAutoencoderKL and FlaxCLIPTextModel have the arrays of the classes without

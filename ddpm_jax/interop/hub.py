@@ -29,11 +29,13 @@ WEIGHTS = _forms(weights.DIFFUSERS, flax_weights.NAME)
 OF_TEXTS = _forms(weights.TRANSFORMERS, texts.FLAX)
 
 
-def fetch(name: str) -> Path:
+def fetch(name: str, parts: tuple[str, ...] = PARTS, forms: tuple[tuple[str, ...], ...] = WEIGHTS) -> Path:
     """The folder in the local cache with the configurations and weights of a repository, downloaded if they are not.
 
     Args:
       name: owner/name or owner/name@revision, a branch, tag or commit.
+      parts: the folders whose weights are wanted, "vae/"; "" is the top. Text encoders come with all of them only.
+      forms: the names of files of weights, in the order in which they are tried.
 
     Raises:
       ValueError: another form of name.
@@ -56,14 +58,15 @@ def fetch(name: str) -> Path:
             raise FileNotFoundError(f"hf:{name}: {said.splitlines()[0]}") from error
 
     wanted = ["*.json"]
-    for patterns in WEIGHTS:
-        wanted += [part + pattern for part in PARTS for pattern in patterns]
+    for patterns in forms:
+        wanted += [part + pattern for part in parts for pattern in patterns]
         folder = download(wanted)
-        models = [folder / part for part in PARTS if (folder / part / "config.json").is_file()]
+        models = [folder / part for part in parts if (folder / part / "config.json").is_file()]
         # Beside the parts of a pipeline, a config.json at the top is no model's.
         models = [model for model in models if model != folder] or models
         if models and all(map(_has_weights, models)):
-            _fetch_texts(download, wanted, folder)
+            if parts == PARTS:
+                _fetch_texts(download, wanted, folder)
             return folder
     raise FileNotFoundError(
         f"hf:{name} is no model of diffusers: it has no config.json with {STEM}.safetensors or .bin, "

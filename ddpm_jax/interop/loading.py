@@ -19,8 +19,8 @@ import numpy as np
 from ddpm_jax import schedules
 from ddpm_jax.interop import contents, dit, files, hub, kinds, layers
 from ddpm_jax.interop.ddim.load import load_ddim
+from ddpm_jax.interop.diffusers.load import Form, load_folder
 from ddpm_jax.interop.diffusers.load import load_first_stage as load_folder_first_stage
-from ddpm_jax.interop.diffusers.load import load_folder
 from ddpm_jax.interop.ldm.load import UNET, load_latent_diffusion
 from ddpm_jax.interop.openai.load import load_classifier as load_openai_classifier
 from ddpm_jax.interop.openai.load import load_unet
@@ -95,11 +95,12 @@ def load_classifier(path: str | Path, config: Mapping[str, Any] | None = None) -
     return replace(found, origin=f"{found.origin}; {said}") if said else found
 
 
-def load_first_stage(path: str | Path) -> FirstStage:
+def load_first_stage(path: str | Path, form: Form | None = None) -> FirstStage:
     """The autoencoder of a latent diffusion model.
 
     Args:
       path: a folder of diffusers, of a pipeline with one or of one; or "hf:owner/name", as of `load`.
+      form: whose weights, "pytorch" or "flax"; by default PyTorch's where there are some, otherwise Flax's.
 
     Raises:
       FileNotFoundError, ValueError, ImportError: as `load`; or a folder without one.
@@ -108,7 +109,7 @@ def load_first_stage(path: str | Path) -> FirstStage:
     if not place.is_dir():
         raise FileNotFoundError(f"no folder {place} with an autoencoder, and no run of one")
     try:
-        found = load_folder_first_stage(place)
+        found = load_folder_first_stage(place, form)
         _require_float32(found.params)
         check_finite({"params": found.params})
     except ValueError as error:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from flax import linen as nn
@@ -21,6 +21,7 @@ from ddpm_jax.trained import FirstStage, Trained
 
 Reader = Callable[[Mapping[str, np.ndarray], Mapping[str, Any]], dict[str, Any]]
 T = TypeVar("T")
+Form = Literal["pytorch", "flax"]
 
 
 @dataclass(frozen=True)
@@ -149,11 +150,15 @@ def load_folder(folder: Path, config: Mapping[str, Any]) -> Trained:
     )
 
 
-def load_first_stage(folder: Path) -> FirstStage:
+def load_first_stage(folder: Path, form: Form | None = None) -> FirstStage:
     """The autoencoder of a pipeline's folder, or the one that a folder is of.
 
+    Args:
+      folder: of either.
+      form: whose weights are read; PyTorch's where there are some by default.
+
     Raises:
-      FileNotFoundError: no config.json or no weights.
+      FileNotFoundError: no config.json or no weights, or none of that form.
       ValueError: a pipeline without one; otherwise as load_folder.
     """
     index = _index(folder)
@@ -161,10 +166,10 @@ def load_first_stage(folder: Path) -> FirstStage:
     if place is None:
         kind = index.get("_class_name", "the pipeline")
         raise ValueError(f"{kind} has none of the autoencoders known here: {', '.join(PARTS['first_stage'])}")
-    return _first_stage(place)[0]
+    return _first_stage(place, form)[0]
 
 
-def _first_stage(folder: Path) -> tuple[FirstStage, str]:
+def _first_stage(folder: Path, form: Form | None = None) -> tuple[FirstStage, str]:
     """(AutoencoderKL or VQModel in a folder of diffusers, what is to be said of its weights).
 
     Raises:
@@ -175,7 +180,7 @@ def _first_stage(folder: Path) -> tuple[FirstStage, str]:
     shifts = [key for key in SHIFTS if settings.get(key)]
     if shifts:
         raise ValueError(f"{folder.name}/config.json: latents here are scaled only, got {', '.join(shifts)}")
-    arrays, said = _weights(folder, table.signature)
+    arrays, said = _weights(folder, table.signature, form)
     layers.check_repeated(settings, arrays)
     params, scale = table.to_params(arrays, settings), {**table.defaults, **settings}["scaling_factor"]
     return FirstStage(table.from_config(settings), params, scale), said and f"{folder.name}: {said}"
@@ -252,15 +257,15 @@ def _changes_nothing(key: str, value: Any, table: Network) -> bool:
     return value is None or value is False or key in AVERAGE
 
 
-def _weights(folder: Path, signature: str) -> tuple[dict[str, np.ndarray], str]:
+def _weights(folder: Path, signature: str, form: Form | None = None) -> tuple[dict[str, np.ndarray], str]:
     """(the arrays of the network with this one, what is to be said of them), whatever is around it: see contents."""
-    paths = weights.files_of(folder, weights.DIFFUSERS)
-    if not paths and (folder / flax_weights.NAME).is_file():
+    paths = [] if form == "flax" else weights.files_of(folder, weights.DIFFUSERS)
+    if not paths and form != "pytorch" and (folder / flax_weights.NAME).is_file():
         return flax_weights.to_state_dict(weights.read(files.read_state_dict, folder / flax_weights.NAME)), ""
     if not paths:
-        raise FileNotFoundError(
-            f"no weights in {folder}: expected diffusion_pytorch_model.safetensors or .bin, or {flax_weights.NAME}"
-        )
+        expected = {"pytorch": "diffusion_pytorch_model.safetensors or .bin", "flax": flax_weights.NAME}
+        named = ", or ".join(expected.values() if form is None else [expected[form]])
+        raise FileNotFoundError(f"no weights in {folder}: expected {named}")
     if len(paths) == 1:
         return weights.read(lambda path: contents.network_weights(files.read(path), signatures=(signature,)), *paths)
     return contents.network_weights(weights.arrays_of(paths), signatures=(signature,))

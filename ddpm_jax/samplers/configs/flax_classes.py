@@ -1,4 +1,4 @@
-"""The Flax schedulers that diffusers had until 0.35, as configurations of their PyTorch namesakes.
+"""The Flax schedulers that diffusers had until 0.39, as configurations of their PyTorch namesakes.
 
 Each does what its namesake does with the settings below, and does not read others that a file may have. Two fail in
 diffusers and are read as what their settings say: FlaxDDPMScheduler, which with fewer steps than timesteps takes the
