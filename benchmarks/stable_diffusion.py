@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ddpm_jax import interop, pictures, schedules
+from ddpm_jax import interop, keys, pictures, schedules
 from ddpm_jax.guided import Guidance
 from ddpm_jax.interop.diffusers.save import save_diffusers
 from ddpm_jax.interop.tokenizers import END, START, ClipTokenizer
@@ -44,7 +44,7 @@ SCHEDULER = {
 
 def random_parameters(model: Any, *inputs: Any, **more: Any) -> Any:
     """Normal, of the size of a first draw, so that numbers stay finite through the network."""
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), *inputs, **more))["params"]
+    shapes = jax.eval_shape(lambda: model.init(keys.make(0), *inputs, **more))["params"]
     random = np.random.default_rng(0)
 
     def draw(leaf: Any) -> np.ndarray:

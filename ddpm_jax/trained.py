@@ -270,6 +270,17 @@ class Trained:
         return self.reading.time_scale
 
     @property
+    def channels_beside(self) -> int:
+        """How many channels the network sees beside those of x_t, as low_res= or concat=."""
+        return self.params["conv_in"]["kernel"].shape[2] - self.image_shape[-1] if isinstance(self.model, UNet) else 0
+
+    @property
+    def paints_latents(self) -> bool:
+        """Whether it is like Stable Diffusion's network for in-painting, told a context, a mask and latents."""
+        of_kind = self.run is None and self.first_stage is not None and isinstance(self.model, UNet)
+        return of_kind and self.model.transformer_depth > 0 and self.channels_beside == self.image_shape[-1] + 1
+
+    @property
     def conditions(self) -> Conditions:
         """What it needs beside x_t and t."""
         model = self.model
@@ -282,7 +293,7 @@ class Trained:
                 others.append(f"a context, such as the embedding of a text (context={why})")
             if model.class_embed_type is not None:
                 others.append("an embedding or a number as its class (y=)")
-            if self.params["conv_in"]["kernel"].shape[2] != self.image_shape[-1]:
+            if self.channels_beside:
                 others.append("images beside the noisy one (low_res= or concat=)")
         null = model.num_classes if isinstance(model, DiT) and model.null_label else None
         for label in (part for part in parts(self.condition) if isinstance(part, ClassLabel)):

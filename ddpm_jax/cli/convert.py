@@ -44,6 +44,8 @@ def convert(argv: list[str]) -> None:
         print(f"without a text encoder, so that its pipeline takes prompts as embeddings: {trained.no_text}")
     prompt, folder = "" if trained.text is None else ' --prompt "..."', shlex.quote(str(arguments.destination))
     if inpainting.is_told(trained):
-        print(f"pictures: ddpm-jax inpaint {folder} PICTURES --mask MASK{prompt}")
+        command, given = f"inpaint {folder} PICTURES --mask MASK{prompt}", 1
     else:
-        print(f"pictures: ddpm-jax sample {folder}{prompt}")
+        command, given = f"sample {folder}{prompt}", 0
+    if len(trained.conditions.others) == given:  # else it is for Python: the command line cannot give what it needs
+        print(f"pictures: ddpm-jax {command}")

@@ -25,7 +25,7 @@ def img2img(argv: list[str]) -> None:
     trained = opened.trained
     trained.check_conditions("img2img", labels=True, texts=True)
     spacing = arguments.sampler, arguments.num_steps, arguments.grid
-    preset = opened.guided(image_to_image.preset(trained, arguments.strength, *spacing))
+    preset = opened.guided(image_to_image.preset(trained, arguments.strength, *spacing, print))
     pictures = uses.read(arguments, trained)
     output = output or Output(
         uses.default_out(arguments, trained, "img2img", arguments.images.stem, f"seed{arguments.seed}")

@@ -54,13 +54,15 @@ def inpaint(argv: list[str]) -> None:
     preset = opened.guided(_preset(arguments, trained, method))
     pictures = uses.read(arguments, trained)
     white = given.read_masks(arguments.mask, trained.picture_shape[:2], arguments.resize, len(pictures))
+    if trained.first_stage is not None:
+        inpainting.check_paints(white, trained.image_shape)
     output = output or Output(
         uses.default_out(
             arguments, trained, "inpaint", arguments.images.stem, arguments.mask.stem, f"seed{arguments.seed}"
         )
     )
     known = np.broadcast_to(~white, pictures.shape).astype(np.float32)
-    use = partial(_painted, method, preset.table, (arguments.strength or 1) < 1)
+    use = partial(_painted, method, preset.table, arguments.strength not in (None, 1))
     made_with = opened.made_with(preset.table, {"pictures": pictures, "masks": known}, ("mask",))
     batches = lambda first: opened.computed(preset, use, [pictures, known], first)
     uses.write(output, made_with, len(pictures), arguments.batch_size, batches)
@@ -131,6 +133,6 @@ def _preset(arguments: Arguments, trained: Trained, method: str) -> Preset:
     for name, value in given_to_repaint.items():
         raise ValueError(f"--{name.replace('_', '-')} {value} is for --method repaint, got {method}")
     spacing = arguments.sampler, arguments.num_steps, arguments.grid
-    if arguments.strength is None:
+    if arguments.strength in (None, 1):
         return drawing.preset(trained, *spacing, None, print)
-    return image_to_image.preset(trained, arguments.strength, *spacing)
+    return image_to_image.preset(trained, arguments.strength, *spacing, print)

@@ -104,11 +104,10 @@ class Opened:
         return made_with(self.arguments, self.trained, table, self.guidance, read, ("images", *places))
 
     def check_no_memory(self, what: str) -> None:
-        """Raises ValueError: a method of guidance that remembers earlier steps, where steps are taken out of turn."""
+        """Raises ValueError: a method of guidance that remembers earlier steps, where that is not passed on."""
         if self.guidance is not None and self.guidance.method.memory is not None:
             raise ValueError(
-                f"--guidance-method {self.guidance.name} remembers the steps before, and {what} does not take them one "
-                "after the other"
+                f"--guidance-method {self.guidance.name} remembers the steps before, and {what} does not pass that on"
             )
 
 

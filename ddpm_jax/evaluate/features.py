@@ -275,7 +275,7 @@ def _digits() -> Features:
         sizes=digits.SIZES,
         default="64",
         network=lambda params, images: cast(Any, DigitsNet().apply({"params": params}, digits_input(images))),
-        params=layers.nested(weights),
+        params=layers.nested({name: np.array(array) for name, array in weights.items()}),  # not mapped any more
         batch=256,
     )
 

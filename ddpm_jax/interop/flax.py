@@ -316,7 +316,8 @@ def _place(path: str | os.PathLike[str], from_pt: bool, subfolder: str | None, r
             raise ValueError(f"revision is of a name on the hub, and {place} is a folder, got {revision!r}")
     elif isinstance(path, str) and path.removeprefix("hf:").partition("@")[0].count("/") == 1 and path[0] not in "/.":
         name = path.removeprefix("hf:") + (f"@{revision}" if revision is not None else "")
-        forms = hub.WEIGHTS[:-1] if from_pt else (hub.WEIGHTS[-1], *hub.WEIGHTS[:-1])
+        torch, flax = hub.OF_PROJECT["pytorch"], hub.OF_PROJECT["flax"]
+        forms = torch if from_pt else (*flax, *torch)
         place = hub.fetch(name, (f"{subfolder}/" if subfolder else "",), forms)
     else:
         raise FileNotFoundError(f"no folder {place}, and no owner/name on the hub")

@@ -25,11 +25,13 @@ def _forms(stems: Mapping[str, str], flax: str) -> tuple[tuple[str, ...], ...]:
     )
 
 
+Forms = tuple[tuple[str, ...], ...]
 WEIGHTS = _forms(weights.DIFFUSERS, flax_weights.NAME)
+OF_PROJECT: Mapping[str, Forms] = {"pytorch": WEIGHTS[:-1], "flax": WEIGHTS[-1:]}
 OF_TEXTS = _forms(weights.TRANSFORMERS, texts.FLAX)
 
 
-def fetch(name: str, parts: tuple[str, ...] = PARTS, forms: tuple[tuple[str, ...], ...] = WEIGHTS) -> Path:
+def fetch(name: str, parts: tuple[str, ...] = PARTS, forms: Forms = WEIGHTS) -> Path:
     """The folder in the local cache with the configurations and weights of a repository, downloaded if they are not.
 
     Args:
@@ -58,13 +60,14 @@ def fetch(name: str, parts: tuple[str, ...] = PARTS, forms: tuple[tuple[str, ...
             raise FileNotFoundError(f"hf:{name}: {said.splitlines()[0]}") from error
 
     wanted = ["*.json"]
-    for patterns in forms:
+    for tried, patterns in enumerate(forms, 1):
         wanted += [part + pattern for part in parts for pattern in patterns]
         folder = download(wanted)
         models = [folder / part for part in parts if (folder / part / "config.json").is_file()]
         # Beside the parts of a pipeline, a config.json at the top is no model's.
         models = [model for model in models if model != folder] or models
-        if models and all(map(_has_weights, models)):
+        # What another call has left there of other forms does not count.
+        if models and all(_has_weights(model, forms[:tried]) for model in models):
             if parts == PARTS:
                 _fetch_texts(download, wanted, folder)
             return folder
@@ -87,6 +90,5 @@ def _fetch_texts(download: Callable[[list[str]], Path], wanted: list[str], folde
             return
 
 
-def _has_weights(folder: Path) -> bool:
-    found = any(path.suffix in (".safetensors", ".bin") for path in folder.glob(f"{STEM}*"))
-    return found or (folder / flax_weights.NAME).is_file()
+def _has_weights(folder: Path, forms: Forms) -> bool:
+    return any(any(folder.glob(pattern)) for patterns in forms for pattern in patterns)

@@ -176,7 +176,7 @@ def to_params(
         if not path.endswith("/embedding"):
             array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
         flat[path] = np.array(array, order="C").reshape(shape)
-        files.let_go(array)  # so that weights are never in memory twice
+        files.let_go(array)  # so that weights of float32 are never in memory twice
     return nested(flat)
 
 

@@ -24,7 +24,7 @@ from ddpm_jax.interop.diffusers.load import load_first_stage as load_folder_firs
 from ddpm_jax.interop.ldm.load import UNET, load_latent_diffusion
 from ddpm_jax.interop.openai.load import load_classifier as load_openai_classifier
 from ddpm_jax.interop.openai.load import load_unet
-from ddpm_jax.names import unknown
+from ddpm_jax.names import choose, unknown
 from ddpm_jax.noisy_classifier import NoisyClassifier
 from ddpm_jax.reading import Reading
 from ddpm_jax.samplers.catalogue import ANCESTRAL
@@ -105,7 +105,7 @@ def load_first_stage(path: str | Path, form: Form | None = None) -> FirstStage:
     Raises:
       FileNotFoundError, ValueError, ImportError: as `load`; or a folder without one.
     """
-    place = _place(path)
+    place = _place(path, hub.WEIGHTS if form is None else choose("form", form, hub.OF_PROJECT))
     if not place.is_dir():
         raise FileNotFoundError(f"no folder {place} with an autoencoder, and no run of one")
     try:
@@ -117,9 +117,9 @@ def load_first_stage(path: str | Path, form: Form | None = None) -> FirstStage:
     return found
 
 
-def _place(path: str | Path) -> Path:
-    """A path, or the folder that a name on the hub is fetched to."""
-    return hub.fetch(str(path).removeprefix("hf:")) if str(path).startswith("hf:") else Path(path)
+def _place(path: str | Path, forms: hub.Forms = hub.WEIGHTS) -> Path:
+    """A path, or the folder that a name on the hub is fetched to, with one of these forms of weights."""
+    return hub.fetch(str(path).removeprefix("hf:"), forms=forms) if str(path).startswith("hf:") else Path(path)
 
 
 def _given(path: str | Path, config: Mapping[str, Any] | None) -> Mapping[str, Any]:

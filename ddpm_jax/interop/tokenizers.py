@@ -75,11 +75,14 @@ class FolderTokenizer:
         return Tokens(ids, tuple(cut))
 
     def check_there(self) -> None:
-        """Raises FileNotFoundError: the folder has no tokenizer."""
+        """Raises FileNotFoundError: no tokenizer; ValueError: one that fills or cuts texts on the left."""
         if not (self._has(WHOLE) or all(map(self._has, self.vocabulary_files))):
             raise FileNotFoundError(
                 f"no tokenizer in {self.folder} ({WHOLE}, or {' and '.join(self.vocabulary_files)})"
             )
+        for name in ("padding_side", "truncation_side"):
+            if (side := self._settings.get(name, "right")) != "right":
+                raise ValueError(f"{self.folder}: {name} must be 'right', got {side!r}")
 
     def copy(self, folder: Path) -> None:
         """Its files in another folder; where transformers 5 has written them, those that 4 wants besides.

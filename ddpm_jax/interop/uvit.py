@@ -78,7 +78,7 @@ def uvit_to_params(state_dict: Mapping[str, np.ndarray], config: Mapping[str, An
     if table is None or table.shape != shape:
         found = "missing" if table is None else f"{list(table.shape)}"
         raise ValueError(f"weights do not fit the model: pos_embed is {found}, expected {list(shape)}")
-    return {**layers.to_params(weights, names, wanted, frozenset()), "positions": table[0]}
+    return {**layers.to_params(weights, names, wanted, frozenset()), "positions": np.array(table[0])}
 
 
 def params_to_uvit(params: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, np.ndarray]:

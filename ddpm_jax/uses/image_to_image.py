@@ -4,6 +4,8 @@ Source: Meng et al. 2022 (arXiv:2108.01073), algorithm 1 ("SDEdit"), with any sa
 """
 
 import inspect
+import warnings
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,7 @@ from ddpm_jax import samplers
 from ddpm_jax.keys import example_keys
 from ddpm_jax.names import choose
 from ddpm_jax.samplers import Denoise, Table, from_diffusers_config
-from ddpm_jax.samplers.catalogue import ALIASES, CATALOGUE, GRIDS, make_table
+from ddpm_jax.samplers.catalogue import ALIASES, CATALOGUE, GRIDS, make_table, other_variance
 from ddpm_jax.samplers.configs import CLASSES
 from ddpm_jax.samplers.configs.common import Preset
 from ddpm_jax.samplers.run import START
@@ -41,7 +43,12 @@ def steps_run(num_steps: int, strength: float) -> int:
 
 
 def preset(
-    trained: Trained, strength: float, sampler: str | None = None, num_steps: int | None = None, grid: str | None = None
+    trained: Trained,
+    strength: float,
+    sampler: str | None = None,
+    num_steps: int | None = None,
+    grid: str | None = None,
+    say: Callable[[str], None] = warnings.warn,
 ) -> Preset:
     """(table, denoiser) of the last steps_run(N, strength) steps of a sampler.
 
@@ -51,6 +58,7 @@ def preset(
       sampler: a name of the catalogue; None for the network's default.
       num_steps: of the whole table; None for the network's number.
       grid: a name of the catalogue; None for the sampler's own.
+      say: is told if the sampler has another variance than the network was trained for.
 
     Raises:
       ValueError: strength out of range; unknown names; a number of steps that the sampler has not, or a sampler that
@@ -62,6 +70,8 @@ def preset(
             raise ValueError(f"its own sampler comes with its own steps: give --sampler together with --grid {grid}")
         return _own(trained, num_steps, strength)
     name = trained.sampler if sampler is None else sampler
+    if (other := other_variance(name, trained.variance)) is not None:
+        say(other)
     whole = make_table(name, trained.schedule, num_steps, grid, variance=trained.variance)  # checks all names
     spread = CATALOGUE[ALIASES.get(name, name)].spread if grid is None else choose("grid", grid, GRIDS)
     count = spread(trained.schedule, num_steps).num_steps  # some grids have other numbers of steps than asked for

@@ -1,8 +1,8 @@
 """p(x_0 | known pixels): by a network that learned it, or more or less by one that knows nothing of masks.
 
 A mask `known` is 1 where a pixel is known and 0 where it is painted anew; the command's --mask is white where it is
-painted anew. Known pixels are in the result as they were given; of a network of latents known latents are, and the
-pixels are what the autoencoder makes of them.
+painted anew. Known pixels are in the result as they were given. Of a network of latents known latents are, and pixels
+are what the autoencoder makes of them; of one that is told latents all is as it draws it, as in diffusers' pipelines.
 
   replacement    before each call, known pixels of x are drawn from q(x_t | x_0). Any sampler. What is painted fits the
                  known pixels as they were at each level, and is not the conditional law: nothing tells the others.
@@ -18,7 +18,6 @@ import numpy as np
 
 from ddpm_jax import conditions, samplers
 from ddpm_jax.keys import example_keys, folded
-from ddpm_jax.models import UNet
 from ddpm_jax.names import choose
 from ddpm_jax.samplers import Denoise, Denoised, Row, Table, from_diffusers_config
 from ddpm_jax.samplers.catalogue import GRIDS
@@ -176,15 +175,8 @@ def repaint(
 
 def is_told(trained: Trained) -> bool:
     """Whether the network is told the known pixels, or latents of them."""
-    if any(isinstance(part, conditions.Mask) for part in conditions.parts(trained.condition)):
-        return True
-    return trained.run is None and trained.first_stage is not None and _beside(trained) == trained.image_shape[-1] + 1
-
-
-def _beside(trained: Trained) -> int:
-    """How many channels it sees beside what it denoises."""
-    model = trained.model
-    return trained.params["conv_in"]["kernel"].shape[2] - trained.image_shape[-1] if isinstance(model, UNet) else 0
+    of_mask = any(isinstance(part, conditions.Mask) for part in conditions.parts(trained.condition))
+    return of_mask or trained.paints_latents
 
 
 def check_network(trained: Trained) -> None:
@@ -195,7 +187,7 @@ def check_network(trained: Trained) -> None:
             "this one is not"
         )
     channels = trained.image_shape[-1]
-    if (seen := _beside(trained)) != channels + 1:
+    if (seen := trained.channels_beside) != channels + 1:
         raise ValueError(
             f"inpaint gives {channels + 1} channels beside the image, known pixels and mask, and the network needs "
             f"{seen}"
@@ -231,9 +223,26 @@ def of_latents(known: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """A mask [B, h, w, C] of latents of this shape: that of the pixel [B, H, W, ...] in each one's upper left corner.
 
     Source: as diffusers' pipelines do it, whose masks are resized to the nearest pixel.
+
+    See check_paints for masks that leave nothing to paint.
     """
     rows, columns = (known.shape[axis] // shape[axis] for axis in (1, 2))
     return jnp.broadcast_to(known[:, ::rows, ::columns, :1], shape)
+
+
+def check_paints(white: np.ndarray, latent_shape: tuple[int, int, int]) -> None:
+    """Whether masks [N, H, W, 1], True where pixels are painted anew, have some latent [h, w, C] to paint.
+
+    Raises:
+      ValueError: one has none.
+    """
+    of_each = np.asarray(of_latents(jnp.asarray(white), (len(white), *latent_shape))).any(axis=(1, 2, 3))
+    if len(none := np.flatnonzero(~of_each)):
+        factor = white.shape[1] // latent_shape[0]
+        raise ValueError(
+            f"--mask of picture {none[0]} paints no latent: white must cover the upper left pixel of some block of "
+            f"{factor} x {factor} pixels"
+        )
 
 
 def painted(

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from ddpm_jax.interop import load
+from ddpm_jax.interop import flax_weights, load, load_first_stage
+from ddpm_jax.interop.hub import OF_PROJECT, fetch
 from tests.interop.test_load import STEM, fails, same_tree, write_pipeline
 
 
@@ -94,3 +95,19 @@ def test_hub_errors(hub, folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ImportError, match=r"pip install 'ddpm-jax\[hub\]'"):
         load("hf:a/b")
+
+
+def test_what_another_call_has_fetched_is_not_what_is_asked_for(hub, folder):
+    """Flax's weights, and then PyTorch's of the same repository."""
+    weights = folder / "unet" / f"{STEM}.safetensors"
+    shutil.copy(weights, weights.with_suffix(".bin"))
+    shutil.copy(weights, weights.with_name(flax_weights.NAME))
+    weights.unlink()
+    for forms, name in (("flax", flax_weights.NAME), ("pytorch", f"{STEM}.bin")):
+        fetch("owner/name", forms=OF_PROJECT[forms])
+        assert name in downloaded(hub)
+
+
+def test_forms_of_weights():
+    with pytest.raises(ValueError, match=r"unknown form 'Flax'; did you mean 'flax'"):
+        load_first_stage("hf:owner/name", "Flax")

@@ -80,7 +80,7 @@ def test_img2img_is_guided_as_the_function_is(classes, pictures, tmp_path):
         (["img2img", "a.png", *LABEL, "--guidance-rescale", 0.5], "--guidance-rescale is for --guidance-scale"),
         (
             ["invert", "a.png", *LABEL, "--guidance-scale", 2, "--guidance-method", "apg"],
-            "--guidance-method apg remembers the steps before, and invert does not take them one after the other",
+            "--guidance-method apg remembers the steps before, and invert does not pass that on",
         ),
     ],
 )

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import shutil
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -89,7 +90,20 @@ def painted(tmp_path):
     return tmp_path / "picture.png", "--mask", tmp_path / "mask.png", "--num-steps", "4", "--prompt", "the dog"
 
 
-@pytest.mark.parametrize("channels, strength", [(4, None), (4, "0.5"), (9, None), (9, "0.5")])
+def test_which_networks_are_told_latents(opened):
+    """By their spatial transformers: latent-diffusion's own for in-painting has none, and is told otherwise."""
+    assert [inpainting.is_told(opened[channels]) for channels in FOLDERS] == [False, True]
+    assert not inpainting.is_told(replace(opened[9], model=opened[9].model.clone(transformer_depth=0)))
+
+
+def test_nothing_is_left_in_a_mapped_file(opened):
+    """So that a folder may be written anew, or go, while what was read of it is in use."""
+    for trained in opened.values():
+        leaves = jax.tree.leaves((trained.params, trained.first_stage.params, trained.text.params))
+        assert all(leaf.flags.owndata or leaf.base.flags.owndata for leaf in leaves)
+
+
+@pytest.mark.parametrize("channels, strength", [(4, None), (4, "0.5"), (9, "1"), (9, "0.5")])
 def test_the_command_is_these_functions(channels, strength, opened, painted, shared_golden, tmp_path):
     trained, chosen, key = opened[channels], Guidance(5.0), keys.make(0)
     options = () if strength is None else ("--strength", strength)
@@ -109,7 +123,7 @@ def test_the_command_is_these_functions(channels, strength, opened, painted, sha
     denoise = guided.denoise_of(trained, chosen, guided.parameters(trained, chosen), told, preset.denoiser, otherwise)
     table = chosen.on(preset.table, trained.schedule.num_timesteps)
     z = image_to_image.start_noise(key, x_0.shape)
-    begin = {"x_T": z} if strength is None else {"x_t": image_to_image.noised(table, x_0, z)}
+    begin = {"x_T": z} if strength != "0.5" else {"x_t": image_to_image.noised(table, x_0, z)}
     if channels == 4:
         denoise = inpainting.blend(denoise, table, x_0, half, z)
     found = samplers.sample(denoise, table, key, x_0.shape, **begin)
@@ -144,3 +158,9 @@ def test_what_is_refused(opened, painted, shared_golden, tmp_path, capsys):
     shutil.rmtree(without / "tokenizer")
     found = refused(capsys, "inpaint", without, *painted[:-2])
     assert "inpaint gives known pixels, a label and a text, and the network needs a context" in found
+    call("convert", without, tmp_path / "written")
+    assert "ddpm-jax" not in capsys.readouterr().out  # no command line draws with it
+    white = np.zeros((16, 16), np.uint8)
+    white[3, 3] = 255
+    Image.fromarray(white).save(tmp_path / "mask.png")
+    assert "--mask of picture 0 paints no latent: white must cover the upper left pixel" in refusal(four)

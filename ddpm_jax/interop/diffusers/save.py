@@ -67,6 +67,8 @@ ABSENT: dict[str, tuple[str, ...]] = dict.fromkeys(
     ("feature_extractor", "image_encoder", "safety_checker", "text_encoder", "tokenizer"),
 )
 SETTINGS = {name: {"requires_safety_checker": False} for name in ABSENT}
+PAINTED = 4
+"""Channels of latents in StableDiffusionInpaintPipeline, which takes networks of 4 or 9 only."""
 # Predictions that only networks of ours have, as the settings of a run by which they come about.
 OURS_ONLY = {"edm": "loss 'edm'", "x_prev": "prediction 'x_prev'"}
 
@@ -143,9 +145,8 @@ def _network(trained: Trained) -> Part:
         return Part("DiTTransformer2DModel", config, dit.params_to_transformer2d(trained.params, config))
     if not isinstance(model, UNet) or type(model) not in (UNet, SkipUNet):
         raise ValueError(f"diffusers has no class for a {type(model).__name__}: a UNet or a DiT can be written")
-    in_channels = trained.params["conv_in"]["kernel"].shape[2]
-    paints = model.transformer_depth > 0 and trained.first_stage is not None and in_channels == 2 * shape[-1] + 1
-    if in_channels != shape[-1] and not paints:
+    in_channels = shape[-1] + trained.channels_beside
+    if in_channels != shape[-1] and not (trained.paints_latents and shape[-1] == PAINTED):
         raise ValueError(f"diffusers has no pipeline for a network of {in_channels} channels on {shape[-1]} of images")
     if not model.transformer_depth:
         config = to_diffusers.unet_to_config(model, shape)
